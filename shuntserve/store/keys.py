@@ -1,0 +1,99 @@
+"""Names of every object in the bucket (design section 4); nothing else spells a key.
+
+Numbers are zero-padded so that lexicographic order is numeric order.
+"""
+
+from __future__ import annotations
+
+CHUNKS_PER_PAGE = 10_000
+
+
+def chunk_id(index: int) -> str:
+    """Name of the chunk with this index in its job's manifest."""
+    return f"{index:08d}"
+
+
+def page_id(index: int) -> str:
+    """Name of a manifest page; a page holds `CHUNKS_PER_PAGE` chunks."""
+    return f"{index:05d}"
+
+
+def page_of(chunk: str) -> str:
+    """The page a chunk belongs to."""
+    return page_id(int(chunk) // CHUNKS_PER_PAGE)
+
+
+def job(job_id: str) -> str:
+    return f"jobs/{job_id}"
+
+
+def spec(job_id: str) -> str:
+    return f"jobs/{job_id}/spec.json"
+
+
+def chunk(job_id: str, attempt: str, chunk: str) -> str:
+    return f"jobs/{job_id}/chunks/{attempt}/{chunk}.parquet"
+
+
+def ingest_rejects(job_id: str, attempt: str, n: int) -> str:
+    return f"jobs/{job_id}/rejects/{attempt}/{n:06d}.parquet"
+
+
+def manifest_page(job_id: str, attempt: str, page: str) -> str:
+    return f"jobs/{job_id}/manifest/{attempt}/{page}.json"
+
+
+def manifest(job_id: str) -> str:
+    return f"jobs/{job_id}/manifest.json"
+
+
+def workers(job_id: str) -> str:
+    return f"jobs/{job_id}/workers"
+
+
+def worker(job_id: str, incarnation: str) -> str:
+    return f"jobs/{job_id}/workers/{incarnation}.json"
+
+
+def claims_page(job_id: str, page: str) -> str:
+    return f"jobs/{job_id}/claims/{page}"
+
+
+def claims_chunk(job_id: str, chunk: str) -> str:
+    return f"jobs/{job_id}/claims/{page_of(chunk)}/{chunk}"
+
+
+def claim(job_id: str, chunk: str, epoch: int) -> str:
+    return f"{claims_chunk(job_id, chunk)}/{epoch:06d}"
+
+
+def released(job_id: str, chunk: str, epoch: int) -> str:
+    return f"{claim(job_id, chunk, epoch)}.released"
+
+
+def checkpoints_chunk(job_id: str, chunk: str) -> str:
+    return f"jobs/{job_id}/checkpoints/{page_of(chunk)}/{chunk}"
+
+
+def checkpoint(job_id: str, chunk: str, epoch: int, n: int) -> str:
+    return f"{checkpoints_chunk(job_id, chunk)}/{epoch:06d}/{n:06d}"
+
+
+def results_page(job_id: str, page: str) -> str:
+    return f"jobs/{job_id}/results/{page}"
+
+
+def result(job_id: str, chunk: str) -> str:
+    return f"{results_page(job_id, page_of(chunk))}/{chunk}.parquet"
+
+
+def control(job_id: str) -> str:
+    return f"jobs/{job_id}/control"
+
+
+def control_entry(job_id: str, n: int) -> str:
+    return f"jobs/{job_id}/control/{n:06d}.json"
+
+
+def final(job_id: str) -> str:
+    return f"jobs/{job_id}/final.json"
