@@ -1,8 +1,8 @@
 """The engine port: token ids in, token deltas out, one engine at a time.
 
-An engine runs in processes of its own. The port is synchronous and never blocks for long: `poll` waits at most the time it
-is given. Nothing here imports vLLM; `shuntserve.engine.process` implements the port over a child process that hosts vLLM or the
-deterministic stand-in engine.
+An engine runs in processes of its own. The port is synchronous and never blocks for long: `poll` waits at most the
+time it is given. Nothing here imports vLLM; `shuntserve.engine.process` implements the port over a child process that
+hosts vLLM or the deterministic stand-in engine.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class SequenceRequest:
     """One sequence to generate or to continue.
 
     `params` are resolved sampling parameters in vLLM's names (JSON values, always with `seed`, never `n`).
-    `prior_token_ids` were generated earlier; the engine continues after them exactly as if it had generated them itself, so
-    `params` are the original ones (max_tokens is not reduced).
+    `prior_token_ids` were generated earlier; the engine continues after them exactly as if it had generated them
+    itself, so `params` are the original ones (max_tokens is not reduced).
     """
 
     seq_id: str
@@ -33,9 +33,9 @@ class SequenceRequest:
 class Delta:
     """What one sequence gained since its last delta.
 
-    The texts of all deltas since `submit` concatenate to the whole output text: for a continued sequence the first delta
-    begins with the text of the prior tokens. `logprobs[i]` belongs to `token_ids[i]`: a list of
-    `[token_id, logprob, rank, decoded_token]` entries, the sampled token first.
+    The texts of all deltas since `submit` concatenate to the whole output text: for a continued sequence the first
+    delta begins with the text of the prior tokens. `logprobs[i]` belongs to `token_ids[i]`: a list of `[token_id,
+    logprob, rank, decoded_token]` entries, the sampled token first.
     """
 
     seq_id: str
@@ -56,11 +56,16 @@ class Refused:
 
 
 class LossKind(StrEnum):
-    """Why an engine is gone. Only CRASHED and HUNG count against the rows it was running."""
+    """Why an engine is gone. Only CRASHED and HUNG count against the rows it was running.
+
+    INVALID comes only before `EngineReady`: these options can never work (no such model, unsupported engine version),
+    so a replacement would end the same way and `detail` is for the user.
+    """
 
     CRASHED = "crashed"
     HUNG = "hung"
     KILLED = "killed"
+    INVALID = "invalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ EngineEvent = Delta | Refused | EngineLost | EngineReady
 
 
 class Engine(Protocol):
-    """One engine life: start → ready → (submit, poll, abort)* → stopped or lost. A lost engine is replaced by a new object."""
+    """One engine life: start → ready → (submit, poll, abort)* → stopped or lost. A new object replaces a lost engine."""
 
     def start(self) -> None:
         """Begin starting; returns at once. `EngineReady` or `EngineLost` comes through `poll`."""
