@@ -1,0 +1,1 @@
+"""The Python interface: submit a job, wait for it, read what it made."""

@@ -1,0 +1,45 @@
+"""What the environment says, read once into a frozen value; nothing else reads the environment.
+
+(Credentials and regions of S3 are read by the client library under AWS's own names.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shuntserve.errors import InvalidInput
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`store_url` is the bucket used when a command names none; `data_dir` holds logs of processes on this machine."""
+
+    data_dir: Path
+    store_url: str
+    log_level: str
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str]) -> Settings:
+        """SHUNTSERVE_STORE (bucket URL), SHUNTSERVE_LOG (level), XDG_DATA_HOME (where per-user data goes)."""
+        data_home = environment.get("XDG_DATA_HOME") or str(
+            Path(environment.get("HOME") or "~").expanduser() / ".local/share"
+        )
+        data_dir = Path(data_home) / "shuntserve"
+        level = environment.get("SHUNTSERVE_LOG", "info").lower()
+        if level not in LOG_LEVELS:
+            raise InvalidInput("SHUNTSERVE_LOG", f"{level!r} is not a log level", f"use one of {', '.join(LOG_LEVELS)}")
+        return Settings(
+            data_dir=data_dir,
+            store_url=environment.get("SHUNTSERVE_STORE") or (data_dir / "store").as_uri(),
+            log_level=level,
+        )
+
+
+def settings() -> Settings:
+    """The settings of this process."""
+    return Settings.from_environment(os.environ)
