@@ -1,18 +1,20 @@
 """The ledger rules of design section 5: who may work on a chunk, and what is known of its rows.
 
-All of it is pure: callers read the bucket, ask a rule, and write what it says. `Rules` gathers the decisions as methods, so that a
-test can take one rule away and watch the model checker, the state machine and the simulator find the damage.
+All of it is pure: callers read the bucket, ask a rule, and write what it says. `Rules` gathers the decisions as
+methods, so that a test can take one rule away and watch the model checker, the state machine and the simulator find
+the damage.
 
-One deviation from the design's wording on poison rows: the in-flight ids need no object of their own before submission. The
-engine lives in processes apart from the worker's, so the worker survives every engine crash and itself records, in the release
-of each chunk it held, which rows were in the engine. If worker and engine die together it was a kill or a host loss, which by the
-same section does not count. The claim, durable before any row is submitted, already names the superset.
+One deviation from the design's wording on poison rows: the in-flight ids need no object of their own before
+submission. The engine lives in processes apart from the worker's, so the worker survives every engine crash and
+itself records, in the release of each chunk it held, which rows were in the engine. If worker and engine die together
+it was a kill or a host loss, which by the same section does not count. The claim, durable before any row is
+submitted, already names the superset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SequenceKey = tuple[int, int]
 """A sequence of a chunk: (row index in the chunk, sample index)."""
@@ -22,8 +24,8 @@ SequenceKey = tuple[int, int]
 class CrashReport:
     """What was in the engine when it crashed, seen from one chunk.
 
-    `in_flight` are this chunk's rows, in the order in which they were admitted. `alone` says that no row of any other chunk was
-    in the engine, so that the culprit is among them.
+    `in_flight` are this chunk's rows, in the order in which they were admitted. `alone` says that no row of any other
+    chunk was in the engine, so that the culprit is among them.
     """
 
     in_flight: tuple[int, ...]
@@ -53,7 +55,9 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A successful read of a worker's object. An absent object reads as progress -1. `gone`: whoever reaped its process said so."""
+    """A successful read of a worker's object. An absent object reads as progress -1. `gone`: whoever reaped its
+    process said so.
+    """
 
     progress: int
     gone: bool = False
@@ -107,7 +111,9 @@ class Rules:
         return Watch(watch.progress, watch.first_read_s, now_s, watch.reads + 1, reading.gone)
 
     def is_dead(self, watch: Watch | None) -> bool:
-        """True when the counter stood still over enough successful reads that span the lease, or its parent reaped it."""
+        """True when the counter stood still over enough successful reads that span the lease, or its parent reaped
+        it.
+        """
         if watch is None:
             return False
         if watch.gone:
@@ -134,7 +140,9 @@ class Rules:
         return usable
 
     def joins(self, length: int | None, start: int) -> bool:
-        """Whether a record that starts at `start` continues a stream of `length` tokens (None: first record of its epoch)."""
+        """Whether a record that starts at `start` continues a stream of `length` tokens (None: first record of its
+        epoch).
+        """
         return start == (0 if length is None else length)
 
     def replay(self, epoch: int, checkpoints: Sequence[Sequence[Record]]) -> dict[SequenceKey, Stream]:
@@ -155,7 +163,9 @@ class Rules:
         return {key: Stream(epoch, tuple(ids), key in finished) for key, ids in tokens.items()}
 
     def choose(self, epochs: Iterable[Mapping[SequenceKey, Stream]]) -> dict[SequenceKey, Stream]:
-        """For each sequence ONE epoch's stream: a finished one, else the longest, else the newest. Streams are never spliced."""
+        """For each sequence ONE epoch's stream: a finished one, else the longest, else the newest. Streams are never
+        spliced.
+        """
         best: dict[SequenceKey, Stream] = {}
         for streams in epochs:
             for key, stream in streams.items():
@@ -169,13 +179,17 @@ class Rules:
         return (stream.finished, len(stream.tokens), stream.epoch)
 
     def record_start(self, tokens_written_this_epoch: int | None) -> int:
-        """Where a sequence's next record starts: 0 for its first in this epoch (it restates everything), else where it ended."""
+        """Where a sequence's next record starts: 0 for its first in this epoch (it restates everything), else where
+        it ended.
+        """
         return 0 if tokens_written_this_epoch is None else tokens_written_this_epoch
 
     # -- poison rows -----------------------------------------------------------------------------------------------
 
     def suspects(self, history: Sequence[Claim], finished: Collection[int]) -> tuple[int, ...]:
-        """Rows of the newest crash that have not finished since, in admission order; none of them may run with others."""
+        """Rows of the newest crash that have not finished since, in admission order; none of them may run with
+        others.
+        """
         for claim in reversed(history):
             if claim.crash is not None:
                 condemned = self.condemned(history)
@@ -192,13 +206,5 @@ class Rules:
         return frozenset(row for row, crashes in lone.items() if crashes >= self.lone_crashes_to_condemn)
 
     def trial(self, suspects: Sequence[int]) -> tuple[int, ...]:
-        """Which suspects to run next, by themselves: the half admitted last, since what is new is likeliest to blame."""
+        """Which suspects to run next, by themselves: the half admitted last: what is new is likeliest to blame."""
         return tuple(suspects[len(suspects) // 2 :])
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """One look at a page: which chunks are committed, and every claim of the others, epochs ascending."""
-
-    committed: frozenset[str] = frozenset()
-    claims: Mapping[str, tuple[Claim, ...]] = field(default_factory=dict)

@@ -17,8 +17,9 @@ LOGPROBS = pa.list_(pa.list_(LOGPROB_ENTRY))
 def chunk_schema(carried: pa.StructType | None) -> pa.Schema:
     """A chunk: valid rows ready for an engine. A row's index in the chunk is its position.
 
-    `params` is canonical JSON of the resolved sampling parameters in vLLM's names, without `seed` and `n`. `seed` is the
-    effective seed of sample 0; sample i uses seed + i (as vLLM does for n > 1). `carried` holds the user's other columns (absent when there are none).
+    `params` is canonical JSON of the resolved sampling parameters in vLLM's names, without `seed` and `n`. `seed` is
+    the effective seed of sample 0; sample i uses seed + i (as vLLM does for n > 1). `carried` holds the user's other
+    columns (absent when there are none).
     """
     fields = [
         pa.field("source_file", pa.string(), nullable=False),
@@ -50,7 +51,8 @@ def ingest_reject_schema() -> pa.Schema:
 def result_schema(carried: pa.StructType | None) -> pa.Schema:
     """The commit of one chunk: for every row either `n` finished samples or one reject (`code` not null).
 
-    A reject may hold partial output (a cancelled row's). `tokens_kept` counts output tokens taken over from earlier epochs.
+    A reject may hold partial output (a cancelled row's). `tokens_kept` counts output tokens taken over from earlier
+    epochs.
     """
     fields = [
         pa.field("source_file", pa.string(), nullable=False),
@@ -77,9 +79,11 @@ def result_schema(carried: pa.StructType | None) -> pa.Schema:
 def checkpoint_schema() -> pa.Schema:
     """One checkpoint object: what each listed sequence gained.
 
-    `start` is the absolute index of `token_ids[0]` in the sequence's output; the first record of a sequence in an epoch has
-    start 0 and restates everything. `finish_reason` is set, and `text` holds the whole text, when the sequence is finished.
-    `resumed_count` counts the interruptions the sequence has survived.
+    `start` is the absolute index of `token_ids[0]` in the sequence's output; the first record of a sequence in an
+    epoch has start 0 and restates everything. `text` is the text gained with these tokens (it may lag behind them
+    while a character or a stop string is incomplete), so the texts of a stream concatenate to its output text.
+    `finish_reason` (or `code`, for a row that ends as a reject) is set when the sequence is finished. `resumed_count`
+    counts the interruptions the sequence has survived.
     """
     return pa.schema(
         [

@@ -11,7 +11,7 @@ Promises every implementation keeps (`tests/conformance` runs one suite over all
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,7 +62,7 @@ class Bucket(Protocol):
         """Objects whose key starts with `prefix` (at a `/` boundary), in ascending key order, after `start_after`."""
         ...
 
-    def list_dirs(self, prefix: str) -> list[str]:
+    def list_dirs(self, prefix: str) -> Sequence[str]:
         """Names of the 'directories' directly under `prefix` (without slashes), ascending."""
         ...
 
