@@ -1,0 +1,170 @@
+"""Loads the shipped tables into a `Catalog`: the one place where catalogue files are read."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from shuntserve.core.catalog import Catalog
+from shuntserve.core.engine_profile import EngineProfile
+from shuntserve.core.hardware import GBIT_PER_S, GIB, Gpu, Instance, Link
+from shuntserve.core.model_shape import LayerShape, ModelShape
+from shuntserve.errors import Corrupt
+
+_REPOSITORY_TABLES = Path(__file__).resolve().parent.parent / "datasets"
+
+
+def tables_dir() -> Path:
+    """Where the shipped tables lie: inside the installed package, or beside it in a checkout."""
+    packaged = Path(str(resources.files("shuntserve"))) / "datasets"
+    return packaged if packaged.is_dir() else _REPOSITORY_TABLES
+
+
+@lru_cache(maxsize=4)
+def load_catalog(directory: Path | None = None) -> Catalog:
+    """The catalogue from `directory` (default: the shipped tables)."""
+    root = directory or tables_dir()
+    gpu_rows, link_rows, engine_rows = (_long(root / f"{name}.csv", name[:-1]) for name in ("gpus", "links", "engines"))
+    links = {name: _link(name, row) for name, row in link_rows.items()}
+    gpus = {name: _gpu(name, row) for name, row in gpu_rows.items()}
+    instances = {}
+    for row in _rows(root / "instances.csv"):
+        gpu = gpus[row["gpu"]]
+        instances[row["instance_type"]] = _instance(row, gpu, links[row["link"]])
+    models = {row["model"]: _model(row) for row in _rows(root / "models.csv")}
+    engines = {name: _engine(name, row) for name, row in engine_rows.items()}
+    return Catalog(
+        gpus, instances, models, engines, links, {name: links[row["link"]] for name, row in gpu_rows.items()}
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            return list(csv.DictReader(handle))
+    except OSError as error:
+        raise Corrupt(f"catalogue table {path.name}", str(error), "reinstall shuntserve") from error
+
+
+def _long(path: Path, key: str) -> dict[str, dict[str, str]]:
+    table: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in _rows(path):
+        table[row[key]][row["quantity"]] = row["value"]
+    return dict(table)
+
+
+def _aliases(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(";") if part)
+
+
+def _gpu(name: str, row: Mapping[str, str]) -> Gpu:
+    major, minor = row["compute_capability"].split(".")
+    capability = (int(major), int(minor))
+    flops = {
+        dtype: float(row[f"{dtype}_tflops"]) * 1e12
+        for dtype in ("fp16", "bf16", "fp8", "int8", "fp4")
+        if f"{dtype}_tflops" in row
+    }
+    if "bf16" in flops:
+        flops["fp16"] = flops["bf16"]
+    weights = {"fp16", "int4", "int8"}
+    if capability >= (8, 0):
+        weights |= {"bf16", "fp8", "mxfp4"}
+    if capability >= (10, 0):
+        weights |= {"fp4"}
+    return Gpu(
+        name=name,
+        memory_bytes=float(row["memory_bytes"]),
+        bandwidth_bytes_per_s=float(row["bandwidth_gb_s"]) * 1e9,
+        flops=flops,
+        sms=int(row["sms"]),
+        compute_capability=capability,
+        bandwidth_efficiency=float(row["bandwidth_efficiency"]),
+        gemm_efficiency=float(row["gemm_efficiency"]),
+        weight_dtypes=frozenset(weights),
+        kv_dtypes=frozenset({"fp16", "bf16", "fp8"} if capability >= (8, 9) else {"fp16", "bf16"}),
+        tdp_w=float(row["tdp_w"]),
+        aliases=_aliases(row.get("aliases", "")),
+    )
+
+
+def _link(name: str, row: Mapping[str, str]) -> Link:
+    bus = {int(key.rsplit("_", 1)[1]): float(v) * 1e9 for key, v in row.items() if key.startswith("bus_gb_s_")}
+    return Link(name, bus, float(row["hop_ll_us"]) * 1e-6, float(row["hop_simple_us"]) * 1e-6)
+
+
+def _instance(row: Mapping[str, str], gpu: Gpu, link: Link) -> Instance:
+    def optional(key: str) -> float | None:
+        return float(row[key]) if row[key] else None
+
+    return Instance(
+        name=row["instance_type"],
+        gpu=gpu,
+        gpus=float(row["gpus"]),
+        link=link,
+        vcpus=int(row["vcpus"]),
+        memory_bytes=float(row["memory_gib"]) * GIB,
+        network_bytes_per_s=float(row["network_baseline_gbit_s"]) * GBIT_PER_S,
+        network_burst_bytes_per_s=float(row["network_burst_gbit_s"]) * GBIT_PER_S,
+        ondemand_usd_per_h=optional("ondemand_usd_per_h"),
+        spot_usd_per_h=optional("spot_usd_per_h"),
+        interruption=row["interruption"] or None,
+        quota_ondemand=row["quota_ondemand"] or None,
+        quota_spot=row["quota_spot"] or None,
+        sources={"spec": row["spec_source"], "ondemand": row["ondemand_source"], "spot": row["spot_source"]},
+    )
+
+
+def _engine(name: str, row: Mapping[str, str]) -> EngineProfile:
+    fields = EngineProfile.__dataclass_fields__
+    values: dict[str, object] = {}
+    for key, text in row.items():
+        if key.endswith("_us"):
+            values[key[:-3] + "_s"] = float(text) * 1e-6
+        elif fields[key].type in ("int", "bool"):
+            values[key] = bool(int(text)) if fields[key].type == "bool" else int(text)
+        else:
+            values[key] = float(text)
+    return EngineProfile(name, **values)  # type: ignore[arg-type]
+
+
+def _model(row: Mapping[str, str]) -> ModelShape:
+    def number(key: str) -> int:
+        return int(row[key]) if row[key] else 0
+
+    base = {
+        key: number(key)
+        for key in (
+            "hidden", "heads", "kv_heads", "head_dim", "intermediate", "kv_lora_rank", "q_lora_rank", "rope_dim",
+            "nope_dim", "v_head_dim",
+        )
+    }  # fmt: skip
+    small = number("small_params_per_layer")
+    gated = row["gated"] == "true"
+    layers = []
+    every = number("moe_every") or 1
+    pattern = row["window_pattern"] or ("S" if row["window"] else "F")
+    for index in range(number("layers")):
+        window = number("window") if pattern[index % len(pattern)] == "S" else None
+        sparse = number("experts") and index >= number("dense_layers") and (index + 1) % every == 0
+        experts = {
+            "experts": number("experts"),
+            "experts_per_token": number("experts_per_token"),
+            "moe_intermediate": number("moe_intermediate"),
+            "shared_experts": number("shared_experts"),
+        }
+        layers.append(LayerShape(**base, small_params=small, gated=gated, window=window, **(experts if sparse else {})))
+    return ModelShape(
+        name=row["model"],
+        layers=tuple(layers),
+        hidden=number("hidden"),
+        vocab=number("vocab"),
+        tied_embeddings=row["tied"] == "true",
+        max_context=number("max_context"),
+        weights=row["weights"],
+        aliases=(row["hf_id"], *_aliases(row["aliases"])),
+    )
