@@ -53,8 +53,8 @@ class Bucket(Protocol):
         """Put if absent, honestly: True when the stored object is ours, False when it is another's.
 
         `body` must contain the writer's UUID, so that equal bytes mean the same writer: after any error the key is read
-        back, and the bytes decide. Raises Unavailable when even that could not be found out; repeating the call with the
-        same bytes is always safe.
+        back, and the bytes decide. Raises Unavailable when even that could not be found out; repeating the call with
+        the same bytes is always safe.
         """
         ...
 
