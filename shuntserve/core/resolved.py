@@ -34,6 +34,7 @@ class InputFile:
     name: str
     location: str
     size_bytes: int
+    rows: int
     sha256: str
     version: str
 
