@@ -44,11 +44,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Consecutive successful reads of one worker's progress counter that all showed the same value."""
+    """Consecutive successful reads of one worker's progress counter that all showed the same value.
+
+    The value stood still at least from `still_since_s` to `still_until_s`.
+    """
 
     progress: int
-    first_read_s: float
-    last_read_s: float
+    still_since_s: float
+    still_until_s: float
     reads: int
     gone: bool = False
 
@@ -88,7 +91,6 @@ class Rules:
 
     lease_s: float = 15.0
     fence_fraction: float = 0.8
-    reads_to_bury: int = 3
     lone_crashes_to_condemn: int = 2
 
     # -- claim -----------------------------------------------------------------------------------------------------
@@ -102,29 +104,34 @@ class Rules:
             return newest.epoch + 1
         return None
 
-    def observe(self, watch: Watch | None, reading: Reading | None, now_s: float) -> Watch | None:
-        """The watch after one attempt to read a worker's counter; a failed read (None) restarts the count."""
+    def observe(self, watch: Watch | None, reading: Reading | None, asked_s: float) -> Watch | None:
+        """The watch after one attempt to read a worker's counter; a failed read (None) restarts the count.
+
+        `asked_s` is the observer's clock before this read was sent off; the next is sent after the last was answered.
+        When the value was really read lies somewhere between asking and answer, and either may be far off (a slow
+        store, an observer stopped in between). So the count runs from the asking of the *second* equal read, when
+        the first had surely seen the value, to the asking of the newest: three reads at least.
+        """
         if reading is None:
             return None
         if watch is None or watch.progress != reading.progress:
-            return Watch(reading.progress, now_s, now_s, 1, reading.gone)
-        return Watch(watch.progress, watch.first_read_s, now_s, watch.reads + 1, reading.gone)
+            return Watch(reading.progress, asked_s, asked_s, 1, reading.gone)
+        since_s = asked_s if watch.reads == 1 else watch.still_since_s
+        return Watch(watch.progress, since_s, asked_s, watch.reads + 1, reading.gone)
 
     def is_dead(self, watch: Watch | None) -> bool:
-        """True when the counter stood still over enough successful reads that span the lease, or its parent reaped
-        it.
-        """
+        """True when the counter stood still for the lease (which takes three reads), or its parent reaped it."""
         if watch is None:
             return False
-        if watch.gone:
-            return True
-        return watch.reads >= self.reads_to_bury and watch.last_read_s - watch.first_read_s >= self.lease_s
+        return watch.gone or watch.still_until_s - watch.still_since_s >= self.lease_s
 
     def must_fence(self, last_renewal_began_s: float, now_s: float) -> bool:
         """True when others may soon hold this worker dead: it must stop working on what it has claimed.
 
         An observer counts the lease from a read that came after the renewal began, so a worker that stops before
-        `renewal began + lease` has stopped before anyone can bury it; the fraction leaves room for writes under way.
+        `renewal began + lease` has stopped before anyone can bury it; the fraction leaves room for writes under way
+        and for clocks that run at different speeds. Ask this *before* counting a renewal whose acknowledgement has
+        just come in: after a long pause it may have landed too late to be seen.
         """
         return now_s - last_renewal_began_s >= self.lease_s * self.fence_fraction
 

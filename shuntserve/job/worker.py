@@ -104,6 +104,7 @@ class WorkerLoop:
         self.incarnation = new_incarnation()
         self._progress = 0
         self._renewed_from_s: float | None = None
+        self._acknowledged_from_s: float | None = None
         self._renewing = False
         self._next_renewal_s = 0.0
         # the job as last seen
@@ -156,11 +157,10 @@ class WorkerLoop:
     def tick(self, now_s: float, events: Sequence[EngineEvent] = ()) -> float:
         """Take in what happened, start what is due; returns the seconds until something is due again."""
         self._now_s = now_s
+        self._keep_lease()
         self._spawner.deliver()
         for event in events:
             self._on_engine(event)
-        if self._fence_due():
-            self._fence()
         self._keep_renewed()
         self._read_control()
         if self._cancelling is not None:
@@ -197,7 +197,8 @@ class WorkerLoop:
             if incarnation != self.incarnation:
                 return
             if error is None:
-                self._renewed_from_s = began_s
+                # counts from the next tick on: its clock says whether the old lease was still running by now
+                self._acknowledged_from_s = began_s
                 self._next_renewal_s = began_s + self.config.renew_interval_s
             else:
                 self._tolerate(error, "renewal")
@@ -228,6 +229,15 @@ class WorkerLoop:
             return "starting"
         return "running" if self.tenures else "standby"
 
+    def _keep_lease(self) -> None:
+        """Fence when the lease has run out; only while it has not does an acknowledged renewal extend it."""
+        if self._fence_due():
+            self._fence()
+        if self._acknowledged_from_s is not None:
+            self._renewed_from_s, self._acknowledged_from_s = self._acknowledged_from_s, None
+            if self._fence_due():
+                self._fence()
+
     def _fence_due(self) -> bool:
         return self._renewed_from_s is not None and self.rules.must_fence(self._renewed_from_s, self._now_s)
 
@@ -245,7 +255,7 @@ class WorkerLoop:
         self._watches.clear()
         self._acquiring = False
         self.incarnation = self._new_incarnation()
-        self._renewed_from_s = None
+        self._renewed_from_s = self._acknowledged_from_s = None
         self._renewing = False
         self._next_renewal_s = self._now_s
 
@@ -384,6 +394,7 @@ class WorkerLoop:
         if not workers:
             return
         self._watching = True
+        asked_s = self._now_s
 
         def done(readings: dict[str, Any] | None, error: ShuntServeError | None) -> None:
             self._watching = False
@@ -392,7 +403,7 @@ class WorkerLoop:
                 self._tolerate(error, "watch")
             for worker in workers:
                 reading = None if readings is None else readings[worker]
-                self._watches[worker] = self.rules.observe(self._watches.get(worker), reading, self._now_s)
+                self._watches[worker] = self.rules.observe(self._watches.get(worker), reading, asked_s)
             self._choose_candidates()
 
         self._spawner.spawn(claims.read_workers(self.config.job_id, workers), done)
@@ -400,7 +411,7 @@ class WorkerLoop:
     def _acquire(self, chunk: str, epoch: int) -> None:
         view = self._view
         ref = self._refs[view.page].get(chunk) if view is not None and view.page in self._refs else None
-        if ref is None:
+        if ref is None or chunk in self.tenures:
             return
         incarnation = self.incarnation
         self._acquiring = True
