@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -37,13 +36,11 @@ def open_bucket(
     s3: S3Options | None = None,
     patience: Patience | None = None,
     mkdir: bool = True,
-    environ: Mapping[str, str] | None = None,
 ) -> Bucket:
     """The bucket at `url`.
 
-    `mkdir`: make a local directory that is not there yet; otherwise it raises NotFound. `environ` is where AWS's own
-    settings are looked up (default: this process's environment). Nothing is sent to S3 yet, except that the bucket's
-    region is asked for when none is configured; see `check.check_bucket` for a first try of everything.
+    `mkdir`: make a local directory that is not there yet; otherwise it raises NotFound. Nothing is sent to S3 yet,
+    except that the bucket's region is asked for when none is configured; see `check.check_bucket` for a first try.
     Raises InvalidInput when the URL, an option or the credentials are wrong.
     """
     patience = Patience() if patience is None else patience
@@ -57,7 +54,7 @@ def open_bucket(
         case "memory":
             return _open_memory(text, patience)
         case "s3":
-            return _open_s3(text, S3Options() if s3 is None else s3, patience, environ)
+            return _open_s3(text, S3Options() if s3 is None else s3, patience)
         case other:
             raise InvalidInput(
                 text, f"{other}:// is not supported", "use s3://bucket/prefix, a directory or memory://name"
@@ -113,14 +110,14 @@ def _open_memory(url: str, patience: Patience) -> ObstoreBucket:
     return ObstoreBucket(url=url, quick=store, slow=store, explain=explain, patience=patience, lists_in_order=True)
 
 
-def _open_s3(url: str, options: S3Options, patience: Patience, environ: Mapping[str, str] | None) -> ObstoreBucket:
+def _open_s3(url: str, options: S3Options, patience: Patience) -> ObstoreBucket:
     bucket, _, prefix = url.partition("://")[2].partition("/")
     prefix = prefix.strip("/")
     if not _BUCKET.fullmatch(bucket):
         raise InvalidInput(url, f"{bucket!r} is not a legal bucket name", "write s3://bucket/prefix")
     check_prefix(f"s3://{bucket}", prefix)
     url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-    access = resolve(url, bucket, options, environ=environ, probe_s=patience.probe_s)
+    access = resolve(url, bucket, options, probe_s=patience.probe_s)
 
     def question(where: str) -> Answer | None:
         where = where.partition("?")[0] if access.anonymous else where

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -64,16 +64,13 @@ class S3Options:
     allow_http: bool = False
 
 
-def resolve(
-    url: str, bucket: str, options: S3Options, *, environ: Mapping[str, str] | None = None, probe_s: float = 3.0
-) -> S3Access:
+def resolve(url: str, bucket: str, options: S3Options, *, probe_s: float = 3.0) -> S3Access:
     """Find out how to reach `bucket`. Raises InvalidInput when an option is wrong or no credentials are found."""
-    environ = os.environ if environ is None else environ
     session = _session(url, options.profile)
     credentials = None if options.anonymous else _credentials(url, options, session)
-    endpoint_url = options.endpoint_url or _configured_endpoint(session, environ)
-    root_certificate = _root_certificate(url, environ)
-    region = options.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    endpoint_url = options.endpoint_url or _configured_endpoint(session)
+    root_certificate = _root_certificate(url)
+    region = options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None and session is not None:
         region = session.get_config_variable("region")
     if region is None and endpoint_url is None:
@@ -119,13 +116,13 @@ def _session(url: str, profile: str | None) -> botocore.session.Session | None:
     return session
 
 
-def _configured_endpoint(session: botocore.session.Session | None, environ: Mapping[str, str]) -> str | None:
+def _configured_endpoint(session: botocore.session.Session | None) -> str | None:
     if session is None:
-        return environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+        return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     from botocore.configprovider import ConfiguredEndpointProvider
 
     provider = ConfiguredEndpointProvider(
-        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3", environ=environ
+        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
     )
     found: str | None = provider.provide()
     return found
@@ -148,8 +145,8 @@ def _http_allowed(url: str, endpoint_url: str | None, asked: bool) -> bool:
     )
 
 
-def _root_certificate(url: str, environ: Mapping[str, str]) -> bytes | None:
-    path = environ.get("AWS_CA_BUNDLE")
+def _root_certificate(url: str) -> bytes | None:
+    path = os.environ.get("AWS_CA_BUNDLE")
     if not path:
         return None
     try:

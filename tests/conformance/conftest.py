@@ -58,14 +58,11 @@ def bucket(reopen: Callable[[], Bucket]) -> Bucket:
 
 
 @pytest.fixture(params=("local", "s3"))
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, str]]:
-    """URL of a fresh bucket that other processes can open too, and the environment they need for it."""
+def shared_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a fresh bucket that this process and its children can open, by the environment alone."""
     if request.param == "local":
-        return str(tmp_path / "shared"), {}
+        return str(tmp_path / "shared")
     server: S3Server = request.getfixturevalue("s3_server")
-    return f"s3://conformance/{uuid.uuid4().hex}", {
-        "AWS_ENDPOINT_URL_S3": server.endpoint_url,
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-    }
+    for name, value in server.environ.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://conformance/{uuid.uuid4().hex}"

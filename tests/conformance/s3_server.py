@@ -7,6 +7,7 @@ after another restores that promise, without which no test of a race would mean 
 from __future__ import annotations
 
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,10 +49,18 @@ class S3Server:
             endpoint_url=self.endpoint_url, region="us-east-1", access_key_id="test", secret_access_key="test"
         )
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """The same options, as AWS's own settings."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }
+
     def make_bucket(self, name: str) -> None:
         """Create an empty bucket; an existing one stays."""
-        import urllib.request
-
         request = urllib.request.Request(f"{self.endpoint_url}/{name}", method="PUT")
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
 
