@@ -36,14 +36,20 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _global_options(
-    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
-) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from shuntserve import __version__
 
         print(f"shuntserve {__version__}")
         raise typer.Exit
+
+
+def _global_options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+    ),
+) -> None:
+    """Options that stand before the command."""
 
 
 def main() -> None:
