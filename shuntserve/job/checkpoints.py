@@ -121,9 +121,11 @@ def join(entries: Mapping[int, Sequence[Sequence[Entry]]], rules: Rules) -> dict
         for one in many:
             for entry in one:
                 key = (entry.row, entry.sample_index)
-                stream = chosen[key]
+                stream = chosen.get(key)
+                if stream is None or stream.epoch != epoch or entry.start != lengths[key]:
+                    continue
                 end = lengths[key] + len(entry.token_ids)
-                if stream.epoch != epoch or entry.start != lengths[key] or end > len(stream.tokens):
+                if end > len(stream.tokens):
                     continue
                 parts[key].append(entry)
                 lengths[key] = end

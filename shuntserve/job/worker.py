@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from shuntserve import telemetry
 from shuntserve.core.ledger import Claim, Rules, SequenceKey, Watch
 from shuntserve.core.manifest import ChunkRef
+from shuntserve.core.states import StopCode
 from shuntserve.engine.port import Delta, Engine, EngineEvent, EngineLost, EngineReady, LossKind, Refused
 from shuntserve.errors import Corrupt, InvalidInput, ShuntServeError, Unavailable
 from shuntserve.job import claims, procedures
@@ -123,7 +124,7 @@ class WorkerLoop:
         self._control_seen: str | None = None
         self._reading_control = False
         self._next_control_s = 0.0
-        self._cancelling: str | None = None
+        self._cancelling: StopCode | None = None
         # what is held
         self.tenures: dict[str, Tenure] = {}
         self._writing: set[str] = set()
@@ -277,15 +278,18 @@ class WorkerLoop:
             if error is not None:
                 self._tolerate(error, "control")
                 return
+            paused = False
             for key, entry in entries or ():
                 self._control_seen = key
                 match entry["action"]:
                     case "cancel":
-                        self._cancelling = str(entry.get("reason") or "cancelled by the user")
+                        self._cancelling = StopCode(entry["code"])
                     case "pause":
-                        self.drain("paused")
+                        paused = True
                     case "resume":
-                        pass
+                        paused = False
+            if paused:  # a pause that was taken back before we looked is no pause
+                self.drain("paused")
 
         self._spawner.spawn(procedures.read_control(self.config.job_id, self._control_seen), done)
 
@@ -293,7 +297,7 @@ class WorkerLoop:
         for tenure in self.tenures.values():
             if not tenure.complete:
                 self._leave_engine(tenure)
-                tenure.cancel(self._cancelling or "cancelled")
+                tenure.cancel(self._cancelling or StopCode.CANCELLED)
 
     # -- finding work ----------------------------------------------------------------------------------------------
 
