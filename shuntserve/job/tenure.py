@@ -12,11 +12,16 @@ import pyarrow as pa
 
 from shuntserve.core.ledger import Claim, CrashReport, Rules, SequenceKey
 from shuntserve.core.manifest import ChunkRef
+from shuntserve.core.states import StopCode
 from shuntserve.engine.port import Delta, SequenceRequest
 from shuntserve.job.checkpoints import Entry, Prior
 
 ENGINE_CRASH = "engine_crash"
-CANCELLED = "cancelled"
+STOP_MESSAGES = {
+    StopCode.CANCELLED: "the job was cancelled before this row had ended",
+    StopCode.BUDGET: "the job's budget was used up before this row had ended",
+    StopCode.DEADLINE: "the job's deadline came before this row had ended",
+}
 
 
 @dataclass(slots=True)
@@ -220,10 +225,10 @@ class Tenure:
             self.reject(self.sequences[other], code, message)
         return running
 
-    def cancel(self, reason: str) -> None:
-        """End every open sequence as cancelled, with what it has."""
+    def cancel(self, code: StopCode) -> None:
+        """End every open sequence because the job is stopped, with what it has."""
         for progress in list(self.open.values()):
-            self.reject(progress, CANCELLED, reason)
+            self.reject(progress, str(code), STOP_MESSAGES[code])
         self.waiting.clear()
 
     def _end(self, key: SequenceKey) -> None:
