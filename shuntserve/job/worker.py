@@ -66,6 +66,10 @@ class Counters:
     """What this incarnation did; written with its progress."""
 
     rows_finished: int = 0
+    rows_rejected: int = 0
+    sequences_out: int = 0
+    length_finishes: int = 0
+    """Of `sequences_out`, those cut off by max_tokens."""
     chunks_committed: int = 0
     tokens_generated: int = 0
     tokens_durable: int = 0
@@ -139,19 +143,25 @@ class WorkerLoop:
         self._failed_starts = 0
         self._start_engine_at_s = 0.0
         self._draining: str | None = None
+        self._drain_noted = False
+        self._flush_now = False
         self._now_s = 0.0
 
-    # -- outside events --------------------------------------------------------------------------------------------
+    # -- outside events (called from signal handlers too, in the middle of a tick) -----------------------------------
 
     def drain(self, reason: str) -> None:
         """Stop taking work, make everything durable, give all claims back, and end as `drained`."""
         if self._draining is None:
             self._draining = reason
-            telemetry.emit(telemetry.Event.DRAIN_STARTED, worker=self.incarnation, reason=reason)
 
     def flush(self) -> None:
         """Checkpoint everything at once (an interruption notice), without stopping."""
-        self._next_checkpoint_s = dict.fromkeys(self._next_checkpoint_s, self._now_s)
+        self._flush_now = True
+
+    def _note_drain(self) -> None:
+        if not self._drain_noted:
+            self._drain_noted = True
+            telemetry.emit(telemetry.Event.DRAIN_STARTED, worker=self.incarnation, reason=self._draining)
 
     # -- the tick --------------------------------------------------------------------------------------------------
 
@@ -168,6 +178,7 @@ class WorkerLoop:
             self._cancel_held()
         self._finish_tenures()
         if self._draining is not None:
+            self._note_drain()
             self._give_back_all("drained")
         else:
             self._keep_engine()
@@ -191,7 +202,7 @@ class WorkerLoop:
         incarnation = self.incarnation
         self._progress += 1
         self._renewing = True
-        body = claims.worker_body(incarnation, self._progress, facts=self._report())
+        body = claims.worker_body(incarnation, self._progress, facts=self.report())
 
         def done(_: None, error: ShuntServeError | None) -> None:
             self._renewing = False
@@ -207,7 +218,8 @@ class WorkerLoop:
 
         self._spawner.spawn(procedures.put(keys.worker(self.config.job_id, incarnation), body), done)
 
-    def _report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
+        """What this worker tells of itself beside its progress counter."""
         counters = self.counters
         return {
             **self._facts,
@@ -550,6 +562,9 @@ class WorkerLoop:
     # -- making durable --------------------------------------------------------------------------------------------
 
     def _checkpoint_due(self) -> None:
+        if self._flush_now:
+            self._flush_now = False
+            self._next_checkpoint_s = dict.fromkeys(self._next_checkpoint_s, self._now_s)
         for chunk, tenure in self.tenures.items():
             if chunk in self._writing or chunk in self._releasing or tenure.complete:
                 continue
@@ -614,6 +629,9 @@ class WorkerLoop:
             if won:
                 self.counters.chunks_committed += 1
                 self.counters.rows_finished += tenure.ref.rows
+                self.counters.rows_rejected += tenure.rows_rejected
+                self.counters.sequences_out += tenure.sequences_out
+                self.counters.length_finishes += tenure.length_finishes
                 self.counters.tokens_durable += new_tokens
             telemetry.emit(telemetry.Event.CHUNK_COMMITTED, chunk=tenure.chunk, epoch=tenure.epoch, won=won)
 

@@ -56,9 +56,9 @@ def violations(bucket: Bucket, job: PutJob, rows: Sequence[SimRow], poison: Sequ
     return wrong + [f"{key}: unknown row" for key in lines]
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(50))
 def test_every_row_ends_once_with_an_undisturbed_runs_output(seed: int) -> None:
-    """Kills, pauses, drains, outages, lost requests and replies at once: nothing lost, doubled or altered, and it ends."""
+    """Kills, pauses, drains, outages, lost requests and replies at once: nothing lost, doubled or altered; it ends."""
     rows = make_rows(random.Random(seed), 60)
     scenario = replace(EVERYTHING_AT_ONCE, seed=seed)
 
@@ -68,7 +68,7 @@ def test_every_row_ends_once_with_an_undisturbed_runs_output(seed: int) -> None:
     assert violations(bucket, job, rows) == []
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))
 def test_only_rows_that_crash_an_engine_are_rejected(seed: int) -> None:
     """Two poison rows among others, with kills and lost replies: both are rejected, and every neighbour succeeds."""
     poison = (7, 23)
@@ -98,11 +98,11 @@ class NeverBuries(Rules):
         return False
 
 
-class RestatesNothing(Rules):
-    """A writer whose first record in an epoch holds only what is new."""
+class ForgetsCrashes(Rules):
+    """A judge who never condemns: a poison row goes on crashing engines."""
 
-    def record_start(self, tokens_written_this_epoch):  # type: ignore[no-untyped-def]
-        return 1 if tokens_written_this_epoch is None else tokens_written_this_epoch
+    def condemned(self, history):  # type: ignore[no-untyped-def]
+        return frozenset()
 
 
 class CondemnsInCompany(Rules):
@@ -112,7 +112,7 @@ class CondemnsInCompany(Rules):
         return frozenset(row for claim in history if claim.crash for row in claim.crash.in_flight)
 
 
-@pytest.mark.parametrize("rules", [NeverBuries, RestatesNothing, CondemnsInCompany])
+@pytest.mark.parametrize("rules", [NeverBuries, ForgetsCrashes, CondemnsInCompany])
 def test_the_simulator_notices_a_missing_rule(rules: type[Rules]) -> None:
     """With a ledger rule taken away, some seed ends wrong or not at all: the simulator can fail."""
     poison = (7, 23)
