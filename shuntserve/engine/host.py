@@ -14,16 +14,17 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, cast
 
 from shuntserve.engine import frames
 from shuntserve.engine.backend import Backend, Emit
 from shuntserve.engine.lifeline import die_with_parent, die_with_parent_in_children
 from shuntserve.engine.port import Delta, EngineLost, LossKind, Refused
-from shuntserve.errors import InvalidInput, ShuntServeError
+from shuntserve.errors import Corrupt, InvalidInput, ShuntServeError
 
 STOP_GRACE_S = 5.0
 """A backend that has not stopped by then is left to SIGKILL."""
+LAST_FRAME_S = 1.0
 
 
 def load_backend(path: str) -> Callable[[Mapping[str, Any], Emit], Backend]:
@@ -43,6 +44,7 @@ class Host(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._on_loop_error)
         self._splitter = frames.FrameSplitter()
         self._transport: asyncio.Transport | None = None
         self._backend: Backend | None = None
@@ -51,19 +53,25 @@ class Host(asyncio.Protocol):
         self._life: asyncio.Task[None] | None = None
         self.finished = self._loop.create_future()
         """Resolved with the exit status."""
+        self.closed = self._loop.create_future()
+        """Resolved when the last frame is out and the connection is closed."""
 
     # --- from the worker
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
         self._finish(0)
 
     def data_received(self, data: bytes) -> None:
-        for body in self._splitter.feed(data):
-            self._handle(frames.decode_to_host(body))
+        try:
+            for body in self._splitter.feed(data):
+                self._handle(frames.decode_to_host(body))
+        except Corrupt as error:
+            self._lose(EngineLost(LossKind.CRASHED, str(error)))
 
     def _handle(self, frame: frames.ToHost) -> None:
         match frame:
@@ -93,11 +101,20 @@ class Host(asyncio.Protocol):
         except ShuntServeError as error:
             lost = EngineLost(LossKind.CRASHED, str(error))
         except Exception as error:  # the outermost runner of the engine process: whatever it is, the worker is told
-            sys.excepthook(type(error), error, error.__traceback__)
-            lost = EngineLost(LossKind.CRASHED, f"{type(error).__name__}: {error}")
-        self._flush()
-        self._send(frames.Lost(lost))
-        self._finish(1)
+            lost = _crash(error)
+        self._lose(lost)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception nobody awaited: a broken backend must not pass for an idle one."""
+        loop.default_exception_handler(context)
+        if isinstance(error := context.get("exception"), Exception):
+            self._lose(_crash(error))
+
+    def _lose(self, lost: EngineLost) -> None:
+        if not self.finished.done():
+            self._flush()
+            self._send(frames.Lost(lost))
+            self._finish(1)
 
     async def _pulse(self, backend: Backend) -> None:
         while True:
@@ -114,6 +131,8 @@ class Host(asyncio.Protocol):
                 await asyncio.wait_for(self._backend.stop(), STOP_GRACE_S)
         if self._transport is not None:
             self._transport.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.closed, LAST_FRAME_S)
 
     # --- to the worker
 
@@ -137,6 +156,11 @@ class Host(asyncio.Protocol):
     def _finish(self, status: int) -> None:
         if not self.finished.done():
             self.finished.set_result(status)
+
+
+def _crash(error: Exception) -> EngineLost:
+    sys.excepthook(type(error), error, error.__traceback__)
+    return EngineLost(LossKind.CRASHED, f"{type(error).__name__}: {error}")
 
 
 @contextlib.asynccontextmanager

@@ -27,10 +27,11 @@ def die_with_parent(parent_pid: int | None = None) -> None:
 
 
 def die_with_parent_in_children(connection: socket.socket) -> None:
-    """Every process this one forks dies with it, and does not hold the worker's socket open."""
+    """Every process this one forks (from its main thread) dies with it, and does not hold the worker's socket open."""
 
     def in_child() -> None:
         connection.close()
+        signal.set_wakeup_fd(-1)  # the parent's event loop must not hear this child's signals
         die_with_parent()
 
     os.register_at_fork(after_in_child=in_child)

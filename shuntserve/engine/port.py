@@ -91,7 +91,8 @@ EngineEvent = Delta | Refused | EngineLost | EngineReady
 
 
 class Engine(Protocol):
-    """One engine life: start → ready → (submit, poll, abort)* → stopped or lost. A new object replaces a lost one."""
+    """One engine life: start → ready → (submit, poll, abort)* → stopped or lost. A new object replaces a lost
+    one."""
 
     def start(self) -> None:
         """Begin starting; returns at once. `EngineReady` or `EngineLost` comes through `poll`."""

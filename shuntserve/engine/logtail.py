@@ -1,0 +1,28 @@
+"""The last error in an engine's log: the cause a person looks for first. Shown, never used to decide anything."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_TAIL_BYTES = 64 * 1024
+_MAX_CHARS = 300
+_ERROR_LINE = re.compile(rb"(?:^|[\s\]])((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception)): (.+)$")
+_SYMPTOMS = (b"EngineDeadError", b"EngineGenerateError", b"CancelledError", b"Engine core initialization failed")
+"""What the frontend says once its core is gone: true, but not the cause."""
+
+
+def last_error(log_path: Path) -> str | None:
+    """The last line of the log's tail that names an exception, shortened; None when there is none."""
+    try:
+        with log_path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        found = _ERROR_LINE.search(line)
+        if found and not any(symptom in line for symptom in _SYMPTOMS):
+            return f"{found[1].decode()}: {found[2].decode(errors='replace')}"[:_MAX_CHARS]
+    return None
