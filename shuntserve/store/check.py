@@ -19,25 +19,18 @@ def check_bucket(bucket: Bucket) -> None:
     key = f".shuntserve/check/{first}"
     bucket.create(key, first.encode())
     try:
-        created_twice = bucket.create(key, second.encode())
-        unchanged = bucket.get(key) == first.encode()
-        listed = [info.key for info in bucket.list(".shuntserve/check")]
+        if bucket.create(key, second.encode()) or bucket.get(key) != first.encode():
+            raise InvalidInput(
+                bucket.url, "the store ignores If-None-Match: objects could be created twice", "use one that honours it"
+            )
+        if key not in [info.key for info in bucket.list(".shuntserve/check")]:
+            raise InvalidInput(bucket.url, "the store does not list what was just written", "use a consistent store")
     finally:
-        try_to_delete(bucket, key)
-    if created_twice or not unchanged:
-        raise InvalidInput(
-            bucket.url,
-            "the store ignores If-None-Match: an object could be created twice",
-            "use a store that honours it",
-        )
-    if key not in listed:
-        raise InvalidInput(
-            bucket.url, "the store does not list what was just written", "use a strongly consistent store"
-        )
+        _delete_if_allowed(bucket, key)
 
 
-def try_to_delete(bucket: Bucket, key: str) -> None:
-    """Delete where it is allowed: a job itself never needs s3:DeleteObject."""
+def _delete_if_allowed(bucket: Bucket, key: str) -> None:
+    # A job itself never deletes, so that credentials without s3:DeleteObject are good enough.
     try:
         bucket.delete(key)
     except InvalidInput:

@@ -168,10 +168,10 @@ class ObstoreBucket:
         check_key(self._url, key)
         try:
             obstore.delete(self._quick, key)
-        except FileNotFoundError:
-            return
         except ERRORS as error:
-            raise self._explain(Call(Verb.DELETE, key), error) from error
+            explained = self._explain(Call(Verb.DELETE, key), error)
+            if not isinstance(explained, NotFound):
+                raise explained from error
 
     def _list(self, prefix: str, start_after: str | None) -> Iterator[ObjectInfo]:
         under = f"{prefix}/" if prefix else ""

@@ -99,6 +99,7 @@ def _session(url: str, profile: str | None) -> botocore.session.Session | None:
         import botocore.exceptions
         import botocore.session
     except ImportError:
+        profile = profile or os.environ.get("AWS_PROFILE")
         if profile is None:
             return None
         raise InvalidInput(

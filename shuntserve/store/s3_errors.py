@@ -53,6 +53,9 @@ _CAUSES: dict[str, tuple[str, str]] = {
 """S3's codes for what stays until someone acts
 (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)."""
 
+_REDIRECTS = {301: "PermanentRedirect", 307: "TemporaryRedirect"}
+"""S3 may redirect without a body to say why."""
+
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _READ_BYTES = 16 * 1024
 
@@ -118,8 +121,8 @@ class S3Errors:
         if absent and self._bucket_seen:
             return NotFound(thing, "no such object", "check the name")
         answer = self._probe(call)
-        if answer is not None and answer.code in _CAUSES:
-            cause, next_step = _CAUSES[answer.code]
+        if answer is not None and (known := _CAUSES.get(answer.code or _REDIRECTS.get(answer.status, ""))):
+            cause, next_step = known
             region = f" ({answer.region})" if answer.region and "region" in cause else ""
             return InvalidInput(self._url, cause + region, next_step)
         if absent:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 from shuntserve.store.s3_access import S3Options
 
@@ -68,17 +69,29 @@ def beaten(act: Act, rival: bytes) -> Act:
 
 
 class ScriptedS3:
-    """The server, on a free loopback port. Use as a context manager; `listening=False` refuses connections at first."""
+    """The server, on a free loopback port. Use as a context manager.
+
+    `listening=False` refuses connections at first; `honours_conditions=False` ignores If-None-Match, as some S3
+    lookalikes do. HEAD follows the script of GET, DELETE that of PUT.
+    """
 
     def __init__(
-        self, *, put: Sequence[Act] = (), get: Sequence[Act] = (), always_put: Act = GOOD, listening: bool = True
+        self,
+        *,
+        put: Sequence[Act] = (),
+        get: Sequence[Act] = (),
+        always_put: Act = GOOD,
+        always_get: Act = GOOD,
+        honours_conditions: bool = True,
+        listening: bool = True,
     ) -> None:
         self.objects: dict[str, bytes] = {}
         self.seen: list[str] = []
         self._scripts = {"PUT": list(put), "GET": list(get)}
-        self._always = {"PUT": always_put}
+        self._always = {"PUT": always_put, "GET": always_get}
         self._late: list[tuple[int, str, bytes]] = []
         self._lock = threading.Lock()
+        self._honours_conditions = honours_conditions
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(), bind_and_activate=False)
         self._server.daemon_threads = True
@@ -117,12 +130,14 @@ class ScriptedS3:
         """How many requests of this method arrived."""
         return self.seen.count(method)
 
-    def perform(self, method: str, key: str, body: bytes, *, if_absent: bool) -> tuple[Act, int, str, bytes]:
+    def perform(
+        self, method: str, key: str, prefix: str, body: bytes, *, if_absent: bool
+    ) -> tuple[Act, int, str, bytes]:
         """Take the next act and carry it out: the act, the true status, its code and the body to send."""
         with self._lock:
             self.seen.append(method)
-            script = self._scripts.get(method, [])
-            act = script.pop(0) if script else self._always.get(method, GOOD)
+            which = "PUT" if method in ("PUT", "DELETE") else "GET"
+            act = self._scripts[which].pop(0) if self._scripts[which] else self._always[which]
             for due, late_key, late_body in self._late:
                 if due <= len(self.seen):
                     self.objects.setdefault(late_key, late_body)
@@ -130,19 +145,34 @@ class ScriptedS3:
                 self.objects.setdefault(key, act.rival)
             if method == "PUT":
                 return act, *self._put(act, key, body, if_absent=if_absent)
-            if key and key not in self.objects:
+            if method == "DELETE":
+                if act.effect:
+                    self.objects.pop(key, None)
+                return act, 204, "", b""
+            if not key:
+                return act, 200, "", self._listing(prefix)
+            if key not in self.objects:
                 return act, 404, "NoSuchKey", b""
-            return act, 200, "", self.objects.get(key, b"")
+            return act, 200, "", self.objects[key]
 
     def _put(self, act: Act, key: str, body: bytes, *, if_absent: bool) -> tuple[int, str, bytes]:
         if act.late:
             self._late.append((len(self.seen) + act.late, key, body))
             return 200, "", b""
-        if if_absent and key in self.objects:
+        if if_absent and self._honours_conditions and key in self.objects:
             return 412, "PreconditionFailed", b""
         if act.effect:
             self.objects[key] = body
         return 200, "", b""
+
+    def _listing(self, prefix: str) -> bytes:
+        found = "".join(
+            f"<Contents><Key>{escape(key)}</Key><Size>{len(body)}</Size>"
+            "<LastModified>2026-11-01T00:00:00.000Z</LastModified></Contents>"
+            for key, body in sorted(self.objects.items())
+            if key.startswith(prefix)
+        )
+        return f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
@@ -152,9 +182,11 @@ class ScriptedS3:
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                key = unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}").removeprefix("/")
+                where = urlsplit(self.path)
+                key = unquote(where.path).removeprefix(f"/{BUCKET}").removeprefix("/")
+                prefix = dict(parse_qsl(where.query)).get("prefix", "")
                 if_absent = self.headers.get("If-None-Match") == "*"
-                act, status, code, answer = server.perform(self.command, key, body, if_absent=if_absent)
+                act, status, code, answer = server.perform(self.command, key, prefix, body, if_absent=if_absent)
                 if act.reply is Reply.SILENCE:
                     server._closing.wait()
                 if act.reply is not Reply.TRUE:
@@ -162,7 +194,7 @@ class ScriptedS3:
                     return
                 if act.status is not None:
                     status, code, answer = act.status, act.code, b""
-                if status >= 400:
+                if status >= 300:
                     answer = f"<Error><Code>{code}</Code><Message>scripted</Message></Error>".encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
@@ -172,7 +204,7 @@ class ScriptedS3:
                 if self.command != "HEAD":
                     self.wfile.write(answer)
 
-            do_PUT = do_GET = do_HEAD = _serve  # noqa: N815 (names that http.server looks for)
+            do_PUT = do_GET = do_HEAD = do_DELETE = _serve  # noqa: N815 (names that http.server looks for)
 
             def log_message(self, *_: Any) -> None:
                 """Keep the test's output clean; `seen` is the log."""
