@@ -22,10 +22,10 @@ from shuntserve.core.states import StopCode
 from shuntserve.job.outputs import rejects_of, rejects_of_ingest
 from shuntserve.job.parts import JsonlParts, Part, Put
 
-CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
 URL_COLUMN = "url"
-"""The carried column that says which endpoint a line asked for."""
+MODEL_COLUMN = "model"
+"""The carried columns that say which endpoint and which model a line asked for."""
 
 _NOT_THE_REQUESTS_FAULT = {
     str(StopCode.CANCELLED): "batch_cancelled",
@@ -71,13 +71,14 @@ class OpenAiFiles:
 
     def _body(self, request: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         first = samples[0]
-        completion = (first.get("carried") or {}).get(URL_COLUMN) == COMPLETIONS_URL
+        asked = first.get("carried") or {}
+        completion = asked.get(URL_COLUMN) == COMPLETIONS_URL
         generated = sum(sample["completion_tokens"] for sample in samples)
         return {
             "id": f"{'cmpl' if completion else 'chatcmpl'}-{request}",
             "object": "text_completion" if completion else "chat.completion",
             "created": 0,
-            "model": self._model,
+            "model": asked.get(MODEL_COLUMN) or self._model,
             "choices": [_completion_choice(sample) if completion else _chat_choice(sample) for sample in samples],
             "usage": {
                 "prompt_tokens": first["prompt_tokens"],

@@ -140,6 +140,21 @@ class Tenure:
         """Every sequence has ended."""
         return not self.open
 
+    @property
+    def rows_rejected(self) -> int:
+        """Rows that ended as rejects."""
+        return len({row for (row, _), sequence in self.sequences.items() if sequence.code is not None})
+
+    @property
+    def sequences_out(self) -> int:
+        """Sequences that ended with output (those of a rejected row's other samples included)."""
+        return sum(sequence.code is None and sequence.finished for sequence in self.sequences.values())
+
+    @property
+    def length_finishes(self) -> int:
+        """Sequences cut off by max_tokens."""
+        return sum(sequence.finish_reason == "length" for sequence in self.sequences.values())
+
     def seq_id(self, key: SequenceKey) -> str:
         """The engine's name for a sequence in this epoch; deltas of an older epoch never match."""
         return f"{self.chunk}.{self.epoch}.{key[0]}.{key[1]}"

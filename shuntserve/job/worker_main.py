@@ -34,7 +34,7 @@ from shuntserve.core.manifest import Manifest
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.engine.port import Engine
 from shuntserve.errors import InvalidInput, ShuntServeError
-from shuntserve.job import claims
+from shuntserve.job import claims, machine
 from shuntserve.job.ingest import load_manifest
 from shuntserve.job.submission import load_job
 from shuntserve.job.threads import ThreadSpawner
@@ -123,7 +123,13 @@ def _work(arguments: argparse.Namespace) -> Exit:
         print(json.dumps({"incarnation": incarnations[-1]}), flush=True)  # noqa: T201 -- the parent reads it
         return incarnations[-1]
 
-    facts = {"host": socket.gethostname(), "pid": os.getpid(), "slot": arguments.slot, "started_unix_s": time.time()}
+    facts = {
+        "host": socket.gethostname(),
+        "place": machine.place(),
+        "pid": os.getpid(),
+        "slot": arguments.slot,
+        "started_unix_s": time.time(),
+    }
     loop = WorkerLoop(
         worker_config(job, manifest, arguments.checkpoint_interval),
         spawner,

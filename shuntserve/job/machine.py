@@ -1,0 +1,50 @@
+"""Which machine this is, and whether a process that was started on it still runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+
+_CLOCK_SLACK_S = 2.0
+"""A process notes its start a little after the kernel does; clocks are read to hundredths of a second."""
+
+
+def place() -> str:
+    """Where process ids of this process mean something: host, boot and process namespace."""
+    return "/".join((socket.gethostname(), _read("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid")))
+
+
+def is_gone(facts: Mapping[str, Any]) -> bool:
+    """True only when the facts are of a process of this very place that has certainly ended.
+
+    `facts` has `place`, `pid` and `started_unix_s`, as a worker publishes them. A process that took over the same id
+    was created later.
+    """
+    if facts.get("place") != place():
+        return False
+    try:
+        created_unix_s = psutil.Process(int(facts["pid"])).create_time()
+    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return "pid" in facts
+    except psutil.AccessDenied:
+        return False
+    return bool(created_unix_s > float(facts["started_unix_s"]) + _CLOCK_SLACK_S)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return "?"
