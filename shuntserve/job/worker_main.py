@@ -38,7 +38,8 @@ from shuntserve.job import claims, machine
 from shuntserve.job.ingest import load_manifest
 from shuntserve.job.submission import load_job
 from shuntserve.job.threads import ThreadSpawner
-from shuntserve.job.worker import WorkerConfig, WorkerLoop
+from shuntserve.job.worker import WorkerLoop
+from shuntserve.job.worker_config import WorkerConfig
 from shuntserve.store import keys
 from shuntserve.store.open import open_bucket
 from shuntserve.store.port import Bucket
@@ -139,7 +140,7 @@ def _work(arguments: argparse.Namespace) -> Exit:
         facts,
     )
     _listen(loop, watch_parent=not arguments.detached)
-    telemetry.emit(telemetry.Event.WORKER_STARTED, worker=loop.incarnation, job=job.job_id, pid=os.getpid())
+    telemetry.emit(telemetry.Event.WORKER_STARTED, worker=loop.lease.incarnation, job=job.job_id, pid=os.getpid())
     try:
         _turn(loop)
     finally:
@@ -149,7 +150,7 @@ def _work(arguments: argparse.Namespace) -> Exit:
     _sign_off(bucket, job.job_id, incarnations, loop)
     if loop.failure is not None:
         raise loop.failure
-    telemetry.emit(telemetry.Event.WORKER_EXITED, worker=loop.incarnation, outcome=loop.outcome)
+    telemetry.emit(telemetry.Event.WORKER_EXITED, worker=loop.lease.incarnation, outcome=loop.outcome)
     return Exit.DONE if loop.outcome == "done" else Exit.DRAINED
 
 
@@ -193,7 +194,7 @@ def _until_orphaned(loop: WorkerLoop) -> None:
 def _sign_off(bucket: Bucket, job_id: str, incarnations: Sequence[str], loop: WorkerLoop) -> None:
     """Say that we are gone, so that nobody waits for a lease to run out. Best effort: the lease would do as well."""
     for incarnation in incarnations:
-        facts = loop.report() if incarnation == loop.incarnation else {}
+        facts = loop.report() if incarnation == loop.lease.incarnation else {}
         try:
             bucket.put(keys.worker(job_id, incarnation), claims.worker_body(incarnation, -1, gone=True, facts=facts))
         except ShuntServeError as error:

@@ -14,7 +14,8 @@ from shuntserve.core.ledger import Rules
 from shuntserve.errors import NotFound, ShuntServeError, Unavailable
 from shuntserve.job import claims, ops
 from shuntserve.job.ops import Procedure
-from shuntserve.job.worker import WorkerConfig, WorkerLoop
+from shuntserve.job.worker import WorkerLoop
+from shuntserve.job.worker_config import WorkerConfig
 from shuntserve.sim.clock import Clock
 from shuntserve.sim.engine import SimEngine
 from shuntserve.store import keys
