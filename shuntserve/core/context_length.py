@@ -25,20 +25,29 @@ def derive_max_model_len(config: Mapping[str, Any]) -> int | None:
 
     `config` is the text model's part of config.json, with the defaults of its configuration class filled in.
     """
+    if any(_rope_type(rope) == "longrope" for rope in _rope_parameters(config)):
+        # The longer context costs quality on short sequences, so it has to be asked for.
+        return _count(config.get("original_max_position_embeddings")) or longest_model_len(config)
+    return longest_model_len(config)
+
+
+def longest_model_len(config: Mapping[str, Any]) -> int | None:
+    """The most `max_model_len` may be set to; None when the configuration does not say."""
     lengths = [value for key in _LENGTH_KEYS if (value := _count(config.get(key))) is not None]
     if not lengths:
         return None
     longest = _count(config.get("model_max_length")) or min(lengths)
-    ropes = list(_rope_parameters(config))
-    if any(rope.get("rope_type", rope.get("type")) == "longrope" for rope in ropes):
-        return _count(config.get("original_max_position_embeddings")) or longest
     if "gemma3" in str(config.get("model_type", "")):
         return longest  # states its length after scaling
     factor = 1.0
-    for rope in ropes:
-        if rope.get("rope_type", rope.get("type", "default")) not in _ALREADY_SCALED:
+    for rope in _rope_parameters(config):
+        if _rope_type(rope) not in _ALREADY_SCALED:
             factor = rope.get("factor") or factor
     return int(longest * factor)
+
+
+def _rope_type(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type", rope.get("type", "default")))
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from shuntserve.core.engine_options import ENGINE_OPTIONS, options_that_change_results
-from shuntserve.errors import Corrupt, InvalidInput
+from shuntserve.errors import Corrupt
 
 SCHEMA_VERSION = 1
 
@@ -97,11 +97,13 @@ class ResolvedJob:
 
     return_token_ids: bool
     return_logprobs: bool
+    prompt_schema: str | None = None
+    """The types of the input columns that prompts, ids and parameters are made from, in the same form; None for
+    JSONL."""
     operations: Operations = field(default_factory=Operations)
     package_version: str = ""
     engine_version: str | None = None
     """None when the submitting machine has no engine installed."""
-    schema_version: int = SCHEMA_VERSION
 
     def with_current(self, current: ResolvedJob) -> ResolvedJob:
         """This stored job, run the way a later submission of the same job asks: its operations and capacity options."""
@@ -111,18 +113,14 @@ class ResolvedJob:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values; the schema version stands beside them in the object (`store.json_objects`)."""
         value = asdict(self)
         value["input_kind"] = str(self.input_kind)
         return value
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> ResolvedJob:
-        """Raises InvalidInput when a newer package wrote it, Corrupt when it is not a resolved job."""
-        version = value.get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise InvalidInput(
-                "spec.json", f"has schema version {version}, newer than {SCHEMA_VERSION}", "use a newer ShuntServe"
-            )
+        """Raises Corrupt when it is not a resolved job. Names it does not know are left out."""
         known = {item.name for item in fields(ResolvedJob)}
         try:
             parts = {name: item for name, item in value.items() if name in known}

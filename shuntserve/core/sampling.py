@@ -27,6 +27,9 @@ MAX_SAMPLES = 1024
 MAX_SEED = 2**63 - 1 - MAX_SAMPLES
 """Sample i of a row uses seed + i, which must still fit a signed 64-bit integer."""
 
+DEFAULT_MAX_LOGPROBS = 20
+"""vLLM's own bound on `logprobs`; the engine option `max_logprobs` raises it."""
+
 GREEDY_BELOW = 1e-5
 """vLLM treats temperatures below this as zero."""
 
@@ -72,7 +75,7 @@ class Limits:
     """What the model and the engine's configuration bound."""
 
     vocab_size: int
-    max_logprobs: int = 20
+    max_logprobs: int = DEFAULT_MAX_LOGPROBS
 
 
 class BadValue(ValueError):

@@ -27,14 +27,17 @@ OUTPUT_COLUMNS = frozenset(
 
 def carried_type(job: ResolvedJob) -> pa.StructType | None:
     """The type of the chunks' and results' column `carried`; None when nothing is carried."""
-    if job.carried_schema is None:
-        return None
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(job.carried_schema)))
-    return pa.struct(list(schema))
+    fields = decode_fields(job.carried_schema)
+    return pa.struct(fields) if fields else None
 
 
-def encode_carried(fields: list[pa.Field]) -> str | None:
-    """The text a ResolvedJob keeps of these fields; None for none."""
+def decode_fields(text: str | None) -> list[pa.Field]:
+    """The fields `encode_fields` wrote down."""
+    return [] if text is None else list(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))))
+
+
+def encode_fields(fields: list[pa.Field]) -> str | None:
+    """Fields as a text a ResolvedJob can keep; None for none."""
     if not fields:
         return None
     plain = pa.schema([field.remove_metadata() for field in fields])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
+from shuntserve.core.openai_request import CHAT_URL
 from shuntserve.core.resolved import InputFile, InputKind
 from shuntserve.errors import InvalidInput
 from shuntserve.job.sources import SourceFile, names_of, open_source
@@ -23,6 +25,7 @@ _BLOCK_BYTES = 8 << 20
 _HASHERS = 8
 _LINES_TO_RECOGNISE = 20
 PARQUET_MAGIC = b"PAR1"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 OnBytes = Callable[[int, int], None]
 
@@ -54,7 +57,7 @@ def inspect_input(sources: Sequence[SourceFile], on_bytes: OnBytes | None = None
         raise InvalidInput(odd, "is JSONL while other inputs are Parquet", "make two jobs, one for each kind")
     kind = next(iter(kinds.values()))
     names = names_of([source.location for source in sources])
-    count = _Counter(sum(source.size_bytes for source in sources), on_bytes)
+    count = _Progress(sum(source.size_bytes for source in sources), on_bytes)
     with ThreadPoolExecutor(_HASHERS, thread_name_prefix="hash") as pool:
         hashes = list(pool.map(partial(_hash, count=count), sources))
     schemas: dict[str, pa.Schema] = {}
@@ -77,7 +80,7 @@ def hive_columns(name: str) -> dict[str, str]:
     return {key: unquote(value) for key, equals, value in parts if equals and key}
 
 
-class _Counter:
+class _Progress:
     def __init__(self, total: int, on_bytes: OnBytes | None) -> None:
         self._total, self._on_bytes, self._done, self._lock = total, on_bytes, 0, Lock()
 
@@ -96,7 +99,7 @@ def _kind_of(source: SourceFile) -> InputKind:
             return InputKind.PARQUET
         if source.location.endswith((".parquet", ".pq")):
             raise InvalidInput(source.location, "is not a Parquet file", "check that it was written completely")
-        if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
+        if head.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
             raise InvalidInput(
                 source.location,
                 "is neither Parquet nor OpenAI batch JSONL",
@@ -113,17 +116,32 @@ def _kind_of(source: SourceFile) -> InputKind:
 
 
 def _looks_like_requests(file: BinaryIO) -> bool:
+    return any(isinstance(line, dict) and ("body" in line or "custom_id" in line) for line in _first_lines(file))
+
+
+def _first_lines(file: BinaryIO) -> Iterator[Any]:
     for _, line in zip(range(_LINES_TO_RECOGNISE), file, strict=False):
         try:
-            value = from_json(line)
+            yield from_json(line.removeprefix(_BYTE_ORDER_MARK))
         except ValueError:
             continue
-        if isinstance(value, dict) and ("body" in value or "custom_id" in value):
-            return True
+
+
+def asks_for_chat(summary: InputSummary) -> bool:
+    """Whether one of the first lines of JSONL input is a chat request."""
+    for file in summary.files:
+        with open_source(SourceFile(file.location, file.size_bytes, file.version)) as opened:
+            if any(isinstance(line, dict) and line.get("url") == CHAT_URL for line in _first_lines(opened)):
+                return True
     return False
 
 
-def _hash(source: SourceFile, count: _Counter) -> tuple[str, int]:
+def content_hash(source: SourceFile) -> str:
+    """SHA-256 of the file's content."""
+    return _hash(source, _Progress(0, None))[0]
+
+
+def _hash(source: SourceFile, count: _Progress) -> tuple[str, int]:
     """SHA-256 of the content, and the number of its lines."""
     digest, lines, last = hashlib.sha256(), 0, b"\n"
     with open_source(source) as file:
@@ -147,16 +165,28 @@ def _parquet_rows(source: SourceFile) -> tuple[int, pa.Schema]:
 
 
 def _united(schemas: dict[str, pa.Schema]) -> pa.Schema:
-    names = list(schemas)
-    united = schemas[names[0]].remove_metadata()
-    for name in names:
+    """One schema for all files: columns by name, types widened where they fit, encodings and extensions taken off."""
+    first = next(iter(schemas))
+    united = pa.schema([])
+    for name, schema in schemas.items():
+        doubled = [column for column, times in Counter(schema.names).items() if times > 1]
+        if doubled:
+            raise InvalidInput(name, f"has several columns named {doubled[0]!r}", "rename them")
         try:
-            united = pa.unify_schemas([united, schemas[name].remove_metadata()], promote_options="permissive")
+            plain = pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
+            united = pa.unify_schemas([united, plain], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InvalidInput(
-                name, "has columns whose types do not fit those of the other files", f"compare it with {names[0]}"
+                name, "has columns whose types do not fit those of the other files", f"compare it with {first}"
             ) from error
         for key in hive_columns(name):
             if key not in united.names:
                 united = united.append(pa.field(key, pa.string()))
     return united
+
+
+def plain_type(type_: pa.DataType) -> pa.DataType:
+    """The type of the values themselves, without dictionary encoding or extension."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return plain_type(type_.storage_type)
+    return type_.value_type if pa.types.is_dictionary(type_) else type_

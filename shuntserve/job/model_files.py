@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shuntserve.core.context_length import derive_max_model_len
+from shuntserve.core.context_length import derive_max_model_len, longest_model_len
 from shuntserve.errors import InvalidInput, NotFound, Unavailable
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
@@ -34,10 +34,11 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What its configuration says of a model; `max_model_len` is None when it says nothing about it."""
+    """What its configuration says of a model. The lengths are None when it says nothing about them."""
 
     vocab_size: int
     max_model_len: int | None
+    longest_model_len: int | None
     eos_token_ids: tuple[int, ...]
     generation_config: Mapping[str, Any]
 
@@ -79,6 +80,7 @@ def model_facts(model: ModelFiles, *, trust_remote_code: bool = False) -> ModelF
     return ModelFacts(
         vocab_size=vocab_size,
         max_model_len=derive_max_model_len(text),
+        longest_model_len=longest_model_len(text),
         eos_token_ids=tuple(sorted({item for item in ids if isinstance(item, int)})),
         generation_config=generation or {},
     )

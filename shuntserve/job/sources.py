@@ -7,6 +7,7 @@ local file must keep its size and modification time while it is read.
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 import sys
@@ -102,8 +103,7 @@ def translated(location: str) -> Iterator[None]:
 
 
 def _botocore_errors() -> tuple[type[Exception], ...]:
-    """botocore's own errors (no credentials, no route) are no OSErrors; only those can be met that are already
-    loaded."""
+    """botocore's own errors (no credentials, no route), which are no OSErrors; none can be met before it is loaded."""
     loaded = sys.modules.get("botocore.exceptions")
     return (loaded.BotoCoreError,) if loaded is not None else ()
 
@@ -118,6 +118,12 @@ def _find_local(item: str) -> list[SourceFile]:
                 for name in names
                 if _counts(Path(root).relative_to(path), name)
             ]
+            if not files:
+                raise NotFound(item, "holds no files", "name a directory of Parquet files or of OpenAI batch JSONL")
+        elif path.exists():
+            files = [path]
+        elif _GLOB & set(item):
+            files = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
             if not files:
                 raise NotFound(item, "matches no file", "check the pattern")
         else:
