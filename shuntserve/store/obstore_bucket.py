@@ -205,12 +205,12 @@ class ObstoreBucket:
         )
 
 
-def presigner(store: S3Store) -> Callable[[str], str | None]:
+def presigner(make_store: Callable[[], S3Store]) -> Callable[[str], str | None]:
     """A function from key to the URL of a signed GET, for the error path; None when it cannot sign."""
 
     def presign(key: str) -> str | None:
         try:
-            return obstore.sign(store, "GET", key, timedelta(minutes=1))
+            return obstore.sign(make_store(), "GET", key, timedelta(minutes=1))
         except ERRORS:
             return None
 

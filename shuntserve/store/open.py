@@ -123,7 +123,7 @@ def _open_s3(url: str, options: S3Options, patience: Patience) -> ObstoreBucket:
         where = where.partition("?")[0] if access.anonymous else where
         return ask(where, method="GET", timeout_s=patience.probe_s, root_certificate=access.root_certificate)
 
-    presign = presigner(_s3_store(access, "", patience, quick=True, signed=True))
+    presign = presigner(lambda: _s3_store(access, "", patience, quick=True, signed=True))
     return ObstoreBucket(
         url=url,
         quick=_s3_store(access, prefix, patience, quick=True),

@@ -71,14 +71,10 @@ class Answer:
 
 def ask(url: str, *, method: str, timeout_s: float, root_certificate: bytes | None = None) -> Answer | None:
     """Send one request without a body and read the answer's code; None when there was no answer in time."""
-    context = ssl.create_default_context()
-    if root_certificate is not None:
-        context.load_verify_locations(cadata=root_certificate.decode("ascii", "ignore"))
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=context),
+        _https(root_certificate) if url.startswith("https:") else urllib.request.HTTPHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
     ):
@@ -99,6 +95,13 @@ def ask(url: str, *, method: str, timeout_s: float, root_certificate: bytes | No
             )
     except (OSError, ValueError):
         return None
+
+
+def _https(root_certificate: bytes | None) -> urllib.request.HTTPSHandler:
+    context = ssl.create_default_context()
+    if root_certificate is not None:
+        context.load_verify_locations(cadata=root_certificate.decode("ascii", "ignore"))
+    return urllib.request.HTTPSHandler(context=context)
 
 
 class S3Errors:

@@ -179,6 +179,7 @@ class ScriptedS3:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # one segment for head and body: two would wait for each other's acknowledgement (40 ms)
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
