@@ -1,7 +1,7 @@
 """How an inference engine spends time and memory beside the kernels: one profile per engine, few numbers each.
 
-Every number has a physical meaning and is a row of `datasets/engines.csv` with its source; `shuntserve calibrate` refits
-the times from a user's own measurements.
+Every number has a physical meaning and is a row of `datasets/engines.csv` with its source; `shuntserve calibrate`
+refits the times from a user's own measurements.
 """
 
 from __future__ import annotations
@@ -54,12 +54,17 @@ class Precision:
 class EngineProfile:
     """What the engine adds to the kernels.
 
-    Times: `step_s` per engine step, `seq_s` per sequence and step (schedule, sample, detokenize), `stage_s` per stage a
-    micro-batch passes, `remote_stage_s` more when the stage is on another machine, `layer_s` per layer for the small
-    kernels and launch gaps. `version_factor` scales all of these for another release of the same engine.
+    Host times, in series with the GPU: `step_s` per engine step, `seq_s` per sequence and step (schedule, prepare,
+    sample, detokenize), `micro_batch_s` for every further micro-batch that a pipeline keeps in flight, `remote_stage_s`
+    per hop to a stage on another machine. `version_factor` scales them all for another release of the same engine.
 
-    Memory: the engine takes `memory_utilization` of a GPU; `runtime_bytes` (context, communicators, workspaces)
-    and CUDA graphs come off it before the KV cache.
+    Kernel times: `layer_s` per layer for the small kernels and launch gaps; the attention efficiencies are fractions
+    of achieved bandwidth (decode) and of the achieved matrix rate (prefill); `fp8_efficiency`, `fp4_efficiency` and
+    `expert_efficiency` are matrix rates as fractions of the GPU's own at that type (experts: of dense ones).
+
+    Memory: the engine takes `memory_utilization` of a GPU; `runtime_bytes` (context, communicators, workspaces) and
+    `graph_bytes` (captured CUDA graphs) come off it before the KV cache. With `reserves_output` a sequence is only
+    admitted when its whole output would fit.
     """
 
     name: str
@@ -69,14 +74,17 @@ class EngineProfile:
     block_tokens: int = 16
     max_seqs: int = 256
     max_batched_tokens: int = 8192
-    mixes_prefill: bool = True
+    reserves_output: bool = False
     step_s: float = 1e-3
     seq_s: float = 20e-6
-    stage_s: float = 1e-3
+    micro_batch_s: float = 1e-3
     remote_stage_s: float = 1e-3
-    layer_s: float = 20e-6
-    attention_prefill_efficiency: float = 0.6
-    attention_decode_efficiency: float = 0.9
+    layer_s: float = 50e-6
+    attention_prefill_efficiency: float = 0.8
+    attention_decode_efficiency: float = 1.0
+    fp8_efficiency: float = 1.0
+    fp4_efficiency: float = 1.0
+    expert_efficiency: float = 1.0
     version_factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -86,3 +94,8 @@ class EngineProfile:
                 raise InvalidInput(f"engine {self.name}", f"{label} is {value}", "give a positive, finite number")
         if self.memory_utilization > 1:
             raise InvalidInput(f"engine {self.name}", "memory_utilization exceeds 1", "give a fraction of the GPU")
+
+    def host_s(self, in_flight: float, per_micro: float) -> float:
+        """Host seconds in one round of `in_flight` micro-batches of `per_micro` sequences through the pipeline."""
+        per_step = self.step_s + self.seq_s * per_micro
+        return self.version_factor * (in_flight * per_step + max(0.0, in_flight - 1.0) * self.micro_batch_s)

@@ -1,133 +1,69 @@
-"""What a pipeline of stages does under load: memory, steady state of continuous batching, and what binds it."""
+"""Steady state of a pipeline under continuous batching: throughput, latency, memory, and what binds.
+
+With S stages the engine keeps S micro-batches in flight. Each holds 1/S of the seats; in one *cycle* every micro-batch
+passes every stage once, each resident sequence gains a token, and the share of them that ends is replaced by prompts,
+which are prefilled in the same steps. So
+
+    cycle = max(Σ stage times + Σ hops + host time, S × slowest stage, S × slowest hop)
+    requests/s = seats / (mean output × cycle)
+
+and seats come from the stage with the least KV cache. `batch` asks instead for the same number of equal requests
+started together, again and again, as fixed-batch measurements do.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from shuntserve.core.engine_profile import EngineProfile, Precision
-from shuntserve.core.hardware import Gpu, Instance, Link
 from shuntserve.core.model_shape import ModelShape
-from shuntserve.core.roofline import StageRates, Step, stage_rates
+from shuntserve.core.roofline import Step
+from shuntserve.core.stage import StageCost, StageSpec, hop_bytes_per_s, stage_cost, stage_costs
 from shuntserve.core.workload import Workload
 from shuntserve.errors import InvalidInput
 
-
-@dataclass(frozen=True, slots=True)
-class StageSpec:
-    """One stage: `tp` GPUs of one machine holding layers [first, end). `instance_type` is empty for bare GPUs."""
-
-    gpu: Gpu
-    link: Link
-    tp: int
-    first: int
-    end: int
-    instance_type: str = ""
-    flow_bytes_per_s: float = math.inf
-
-    @property
-    def layers(self) -> int:
-        return self.end - self.first
-
-    @classmethod
-    def on(cls, instance: Instance, tp: int, first: int, end: int) -> StageSpec:
-        """A stage on (part of) an EC2 instance."""
-        if tp > instance.usable_gpus:
-            raise InvalidInput(
-                f"{instance.name}:tp={tp}",
-                f"the instance has {instance.usable_gpus} GPUs",
-                "lower tp or take a larger type",
-            )
-        return cls(instance.gpu, instance.link, tp, first, end, instance.name, instance.flow_bytes_per_s)
-
-
-@dataclass(frozen=True, slots=True)
-class StageCost:
-    """Time and memory of one stage. Bytes are per GPU of the stage."""
-
-    spec: StageSpec
-    rates: StageRates
-    weight_bytes: float
-    kv_bytes_per_token: float
-    kv_room_bytes: float
-    max_layers: int
-
-    @property
-    def is_first(self) -> bool:
-        return self.spec.first == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.spec.end == self.rates.model.num_layers
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens whose KV fits, in whole blocks."""
-        if self.kv_room_bytes <= 0:
-            return 0
-        block = self.rates.engine.block_tokens
-        return int(self.kv_room_bytes / (self.kv_bytes_per_token * block)) * block
-
-    def step_s(self, step: Step) -> float:
-        """Seconds this stage takes for one micro-batch step (prefill and decode mixed as the step says)."""
-        time = self.rates.time(step, self.spec.first, self.spec.end)
-        return time.total(self.spec.layers, self.is_first, self.is_last)
-
-    def decode_step_s(self, batch: float, context_tokens: float) -> float:
-        """`batch` sequences, `context_tokens` cached tokens in all."""
-        return self.step_s(Step.decode(batch, context_tokens))
-
-    def prefill_s(self, tokens: float, context: float | None = None, prompts: float = 1.0) -> float:
-        """`tokens` prompt tokens of `prompts` prompts; `context` = mean tokens attended to (default: causal)."""
-        return self.step_s(Step.prefill(tokens, context, prompts))
-
-    def activation_bytes(self, tokens: float) -> float:
-        """Bytes sent to the next stage for `tokens` tokens (hidden state and residual)."""
-        return 2.0 * tokens * self.rates.model.hidden * self.rates.precision.activation_bytes
-
-
-@lru_cache(maxsize=65536)
-def stage_cost(model: ModelShape, spec: StageSpec, engine: EngineProfile, precision: Precision) -> StageCost:
-    """The cost of one stage; cached. Raises `InvalidInput` for a layer range or TP the model cannot have.
-
-    `kv_room_bytes` ≤ 0 means the stage does not fit its GPUs; `max_layers` is how many layers would, with room for at
-    least one sequence of the model's mean layer.
-    """
-    if not 0 <= spec.first < spec.end <= model.num_layers:
-        raise InvalidInput(
-            f"layers [{spec.first}, {spec.end})", f"{model.name} has {model.num_layers} layers", "cover each layer once"
-        )
-    rates = stage_rates(model, spec.gpu, spec.link, spec.tp, engine, precision)
-    weights = rates.weight_bytes(spec.first, spec.end)
-    kv = rates.kv_bytes_per_token(spec.first, spec.end)
-    budget = rates.kv_budget_bytes()
-    ends = weights - rates.weight_bytes_of_layers(spec.first, spec.end)
-    per_layer = (
-        rates.layer_weight_bytes()
-        + engine.block_tokens * rates.kv_bytes_per_token(0, model.num_layers) / model.num_layers
-    )
-    return StageCost(spec, rates, weights, kv, budget - weights, max(0, int((budget - ends) / per_layer)))
+__all__ = [
+    "PipelineEstimate",
+    "StageCost",
+    "StageEstimate",
+    "StageSpec",
+    "hop_s",
+    "pipeline_estimate",
+    "seat_tokens",
+    "stage_cost",
+    "stage_costs",
+    "steady_step",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """What one stage does in steady state; `utilisation` is its share of time at work."""
+    """What one stage does; `utilisation` is its share of time at work, `transfer_s` what follows to the next stage."""
 
-    spec: StageSpec
+    cost: StageCost
+    step: Step
     prefill_s: float
     decode_s: float
     step_s: float
     transfer_s: float
     utilisation: float
-    kv_tokens: int
-    bottleneck: str
+
+    @property
+    def spec(self) -> StageSpec:
+        return self.cost.spec
+
+    @property
+    def bottleneck(self) -> str:
+        """What most of a step's time goes to."""
+        parts = time_parts(self.cost, self.step)
+        return max(parts, key=lambda name: parts[name])
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineEstimate:
-    """Steady state of one pipeline. `binds` names what would have to grow for more throughput."""
+    """One pipeline under load. `binds` says what limits throughput."""
 
     throughput_rps: float
     output_tok_s: float
@@ -142,28 +78,27 @@ class PipelineEstimate:
     binds: str
 
 
-def transfer_s(cost: StageCost, following: StageCost, tokens: float, same_machine: bool = False) -> float:
-    """Seconds to hand `tokens` tokens to the next stage: one TCP flow between machines, the GPU link inside one."""
-    size = cost.activation_bytes(tokens)
-    if same_machine:
-        return size / cost.spec.link.bus(max(cost.spec.tp, 2))
-    return size / min(cost.spec.flow_bytes_per_s, following.spec.flow_bytes_per_s)
+def seat_tokens(workload: Workload, engine: EngineProfile) -> float:
+    """KV tokens one resident sequence holds on average: all it will ever need where the engine reserves it."""
+    return workload.mean_held if engine.reserves_output else workload.mean_context
 
 
-def stage_costs(
-    model: ModelShape, stages: Sequence[StageSpec], engine: EngineProfile, precision: Precision
-) -> tuple[StageCost, ...]:
-    """Costs of a pipeline's stages after checking that they cover every layer once, in order, and fit."""
-    expected = 0
-    for spec in stages:
-        if spec.first != expected:
-            raise InvalidInput("pipeline", f"layers jump from {expected} to {spec.first}", "cover each layer once")
-        expected = spec.end
-    if expected != model.num_layers:
-        raise InvalidInput(
-            "pipeline", f"its stages hold {expected} layers, {model.name} has {model.num_layers}", "make them add up"
-        )
-    return tuple(stage_cost(model, spec, engine, precision) for spec in stages)
+def steady_step(workload: Workload, per_micro: float) -> Step:
+    """The mixed step of a micro-batch of `per_micro` sequences in steady state."""
+    admitted = per_micro / workload.mean_output
+    return Step(
+        decode_seqs=per_micro,
+        context_tokens=per_micro * workload.mean_context,
+        prefill_tokens=admitted * workload.mean_input,
+        prefill_context=workload.mean_input_squared / workload.mean_input / 2,
+        sampled=per_micro + admitted,
+    )
+
+
+def hop_s(sender: StageCost, receiver: StageCost, tokens: float, same_machine: bool, engine: EngineProfile) -> float:
+    """Seconds to hand `tokens` tokens to the next stage."""
+    wire = sender.activation_bytes(tokens) / hop_bytes_per_s(sender.spec, receiver.spec, same_machine)
+    return wire if same_machine else wire + engine.remote_stage_s * engine.version_factor
 
 
 def pipeline_estimate(
@@ -179,66 +114,151 @@ def pipeline_estimate(
     """Steady state with requests always waiting, or with a fixed `batch` served again and again.
 
     `same_machine[i]` says that stages i and i+1 share a machine (default: never). Raises `InvalidInput` when the
-    model does not fit.
+    stages do not hold the model, or leave no room for one mean request.
     """
     precision = precision or Precision()
+    if batch is not None and batch < 1:
+        raise InvalidInput(f"batch {batch}", "at least one sequence must run", "give 1 or more")
     costs = stage_costs(model, stages, engine, precision)
     shared = tuple(same_machine) if same_machine is not None else (False,) * (len(costs) - 1)
-    kv_tokens = min(cost.kv_tokens for cost in costs)
+    kv_tokens = _kv_tokens(costs, workload, model)
+    room = kv_tokens / seat_tokens(workload, engine)
+    seats = max(1.0, min(room, float(engine.max_seqs * len(costs))))
+    pipeline = _Pipeline(costs, shared, engine)
+    if batch is None:
+        return pipeline.steady(workload, seats, kv_tokens, "KV cache" if seats == room else "max_seqs")
+    if len(set(zip(workload.input_tokens, workload.output_tokens, strict=True))) > 1:
+        return pipeline.steady(workload, min(seats, float(batch)), kv_tokens, "batch")
+    return pipeline.static(workload, batch, seats, kv_tokens)
+
+
+def _kv_tokens(costs: Sequence[StageCost], workload: Workload, model: ModelShape) -> int:
     tightest = min(range(len(costs)), key=lambda i: costs[i].kv_tokens)
-    if kv_tokens < workload.mean_input + workload.mean_output:
-        cost = costs[tightest]
+    cost = costs[tightest]
+    need = workload.mean_input + workload.mean_output
+    if cost.kv_tokens < need:
+        room = f"leave room for {cost.kv_tokens} cached tokens, one request needs {need:.0f}"
+        if cost.kv_room_bytes <= 0:
+            room = f"exceed what its {cost.spec.gpu.memory_bytes / 1e9:.0f} GB leave beside the engine"
         raise InvalidInput(
-            f"{model.name} on stage {tightest} ({cost.spec.instance_type or cost.spec.gpu.name} tp={cost.spec.tp})",
-            f"{cost.weight_bytes / 1e9:.1f} GB of weights per GPU leave room for {kv_tokens} cached tokens",
-            f"give it at most {cost.max_layers} layers, a larger tp, or smaller weights",
+            f"{model.name} on stage {tightest} ({cost.spec.place}, {cost.spec.layers} layers)",
+            f"{cost.weight_bytes / 1e9:.1f} GB of weights per GPU {room}",
+            f"at most {cost.max_layers} layers fit there: add stages, a larger tp or smaller weights",
         )
-    seats = min(kv_tokens / workload.mean_context, float(engine.max_seqs * len(costs)))
-    seats = min(seats, float(batch)) if batch is not None else seats
-    per_micro = max(1.0, seats / len(costs))
-    outputs = workload.mean_output
-    admitted = per_micro / outputs
-    step = Step(
-        decode_seqs=per_micro,
-        context_tokens=per_micro * workload.mean_context,
-        prefill_tokens=admitted * workload.mean_input,
-        prefill_context=workload.mean_input_squared / workload.mean_input / 2,
-        sampled=per_micro + admitted,
-    )
-    work = [cost.step_s(step) for cost in costs]
-    hops = [
-        transfer_s(costs[i], costs[i + 1], step.tokens, shared[i])
-        + (0.0 if shared[i] else engine.remote_stage_s * engine.version_factor)
-        for i in range(len(costs) - 1)
-    ] + [0.0]
-    host = engine.version_factor * (engine.step_s + engine.seq_s * per_micro)
-    cycle = max(sum(work) + sum(hops) + host, max(work) * len(costs), max(hops) * len(costs), host * len(costs))
-    rps = seats / (outputs * cycle)
-    prefill_once = [cost.prefill_s(workload.mean_input) for cost in costs]
-    estimates = tuple(
-        StageEstimate(
-            spec=cost.spec,
-            prefill_s=prefill_once[i],
-            decode_s=cost.decode_step_s(per_micro, per_micro * workload.mean_context),
-            step_s=work[i],
-            transfer_s=hops[i],
-            utilisation=work[i] * len(costs) / cycle,
-            kv_tokens=cost.kv_tokens,
-            bottleneck="memory" if i == tightest else "time",
+    return cost.kv_tokens
+
+
+class _Pipeline:
+    """The arithmetic shared by both kinds of load."""
+
+    def __init__(self, costs: tuple[StageCost, ...], shared: tuple[bool, ...], engine: EngineProfile) -> None:
+        self.costs, self.shared, self.engine = costs, shared, engine
+
+    def times(self, step: Step) -> tuple[list[float], list[float]]:
+        """Seconds of every stage, and of the hop behind it (0 behind the last)."""
+        costs = self.costs
+        work = [cost.step_s(step) for cost in costs]
+        hops = [hop_s(costs[i], costs[i + 1], step.tokens, self.shared[i], self.engine) for i in range(len(costs) - 1)]
+        return work, [*hops, 0.0]
+
+    def cycle(self, work: Sequence[float], hops: Sequence[float], in_flight: float, per_micro: float) -> float:
+        host = self.engine.host_s(in_flight, per_micro)
+        return max(sum(work) + sum(hops) + host, in_flight * max(work), in_flight * max(hops))
+
+    def steady(self, workload: Workload, seats: float, kv_tokens: int, limit: str) -> PipelineEstimate:
+        count = len(self.costs)
+        in_flight, per_micro = min(float(count), seats), max(1.0, seats / count)
+        step = steady_step(workload, per_micro)
+        work, hops = self.times(step)
+        cycle = self.cycle(work, hops, in_flight, per_micro)
+        rps = seats / (workload.mean_output * cycle)
+        alone, alone_hops = self.times(Step.prefill(workload.mean_input))
+        ttft = sum(alone) + sum(alone_hops) + self.engine.host_s(1.0, 1.0)
+        latency = ttft + (workload.mean_output - 1) * cycle
+        slowest = max(range(count), key=lambda i: work[i])
+        busy = in_flight * work[slowest] / cycle
+        binds = f"seats ({limit})" if busy < 0.9 and count > 1 else f"stage {slowest}"
+        if count == 1:
+            binds = f"seats ({limit})" if limit != "KV cache" else "GPU time and KV cache"
+        decode = Step.decode(per_micro, per_micro * workload.mean_context)
+        return self._result(
+            rps, workload, seats, kv_tokens, ttft, cycle, latency, per_micro, step, work, hops, decode, alone, binds
         )
-        for i, cost in enumerate(costs)
-    )
-    ttft = sum(prefill_once) + sum(hops) + host
-    return PipelineEstimate(
-        throughput_rps=rps,
-        output_tok_s=rps * outputs,
-        max_concurrency=seats,
-        kv_blocks=kv_tokens // engine.block_tokens,
-        ttft_s=ttft,
-        tpot_s=cycle,
-        batch_latency_s=ttft + (outputs - 1) * cycle,
-        cycle_s=cycle,
-        micro_batch_seqs=per_micro,
-        stages=estimates,
-        binds="kv" if seats < engine.max_seqs * len(costs) else "max_seqs",
-    )
+
+    def static(self, workload: Workload, batch: int, seats: float, kv_tokens: int) -> PipelineEstimate:
+        """Rounds of `batch` equal requests; those that find no seat run in a further wave of the same round."""
+        waves = math.ceil(batch / seats)
+        running = batch / waves
+        count = len(self.costs)
+        in_flight = min(float(count), running)
+        per_micro = running / in_flight
+        tokens = per_micro * workload.mean_input
+        chunks = max(1, math.ceil(tokens / self.engine.max_batched_tokens))
+        prefill = Step(
+            prefill_tokens=tokens / chunks, prefill_context=workload.mean_input / 2, sampled=per_micro / chunks
+        )
+        work, hops = self.times(prefill)
+        host = self.engine.host_s(1.0, per_micro)
+        fill = sum(work) + sum(hops) + host
+        prefill_s = fill + (in_flight * chunks - 1) * max(*work, *hops)
+        step = Step.decode(per_micro, per_micro * (workload.mean_input + workload.mean_output / 2))
+        decode_work, decode_hops = self.times(step)
+        cycle = self.cycle(decode_work, decode_hops, in_flight, per_micro)
+        latency = waves * (prefill_s + (workload.mean_output - 1) * cycle)
+        alone, _ = self.times(Step.prefill(workload.mean_input))
+        return self._result(
+            batch / latency, workload, min(seats, float(batch)), kv_tokens, (fill + prefill_s) / 2, cycle, latency,
+            per_micro, step, decode_work, decode_hops, step, alone, "batch" if waves == 1 else "seats (KV cache)",
+        )  # fmt: skip
+
+    def _result(
+        self, rps: float, workload: Workload, seats: float, kv_tokens: int, ttft: float, cycle: float, latency: float,
+        per_micro: float, step: Step, work: Sequence[float], hops: Sequence[float], decode: Step,
+        alone: Sequence[float], binds: str,
+    ) -> PipelineEstimate:  # fmt: skip
+        in_flight = min(float(len(self.costs)), seats)
+        stages = tuple(
+            StageEstimate(
+                cost, step, alone[i], cost.step_s(decode), work[i], hops[i], min(1.0, in_flight * work[i] / cycle)
+            )
+            for i, cost in enumerate(self.costs)
+        )
+        return PipelineEstimate(
+            throughput_rps=rps,
+            output_tok_s=rps * workload.mean_output,
+            max_concurrency=seats,
+            kv_blocks=kv_tokens // self.engine.block_tokens,
+            ttft_s=ttft,
+            tpot_s=cycle,
+            batch_latency_s=latency,
+            cycle_s=cycle,
+            micro_batch_seqs=per_micro,
+            stages=stages,
+            binds=binds,
+        )
+
+
+def time_parts(cost: StageCost, step: Step) -> dict[str, float]:
+    """Seconds of one step by what they are spent on; the parts of a kernel at its ridge are split by their squares."""
+    rates, m = cost.rates, step.tokens
+    parts = {"weights": 0.0, "arithmetic": 0.0, "KV cache": 0.0, "all-reduce": 0.0, "overhead": 0.0}
+    for shape, count in rates.model.kinds(cost.spec.first, cost.spec.end):
+        dense = rates.dense_s(shape, m)
+        reduce = 2.0 * rates.link.all_reduce_s(m * shape.hidden * rates.precision.activation_bytes, rates.tp)
+        small = rates.engine.layer_s
+        kernels = dense - reduce - small
+        read = shape.params(rates.tp) * rates.precision.weight_bytes / rates.bandwidth
+        if shape.is_moe:
+            read *= min(1.0, m * shape.active_params() / shape.params())
+        compute = 2.0 * m * shape.active_params() / rates.tp / rates.gemm_flops
+        share = read * read / (read * read + compute * compute)
+        attention = rates.attention_s(shape, step)
+        prefill = rates.attention_s(
+            shape, Step(prefill_tokens=step.prefill_tokens, prefill_context=step.prefill_context)
+        )
+        parts["weights"] += count * kernels * share
+        parts["arithmetic"] += count * (kernels * (1 - share) + prefill)
+        parts["KV cache"] += count * (attention - prefill)
+        parts["all-reduce"] += count * reduce
+        parts["overhead"] += count * small
+    return parts

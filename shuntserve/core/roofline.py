@@ -1,11 +1,13 @@
-"""Seconds one engine step takes on one stage: the slower of arithmetic and memory, over the shapes really run.
+"""Seconds one engine step takes on one stage: arithmetic and memory traffic of the shapes really run.
 
-`StageRates` prices a layer on one GPU type at one tensor-parallel degree; it is cached, so a planner may ask
-thousands of times. Times are affine in the number of layers: `StageTime` keeps the parts apart.
+`StageRates` prices a layer on one GPU type at one tensor-parallel degree. It is cached, and it remembers what depends
+only on the number of tokens, so that a planner or a simulation may ask thousands of times. Times are affine in the
+number of layers: `StageTime` keeps the parts apart.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,8 +16,8 @@ from shuntserve.core.hardware import Gpu, Link
 from shuntserve.core.model_shape import LayerShape, ModelShape
 from shuntserve.errors import InvalidInput
 
-SOFTNESS = 3.0
-"""Exponent of the smooth maximum: a kernel near the ridge is slower than either bound alone."""
+_REMEMBERED = 50_000
+_ARITHMETIC = {"fp8": "fp8", "int8": "int8", "fp4": "fp4", "mxfp4": "fp4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +70,21 @@ class StageTime:
         )
 
 
+def ridge(memory_s: float, compute_s: float) -> float:
+    """Time of a kernel that needs `memory_s` of traffic and `compute_s` of arithmetic.
+
+    The root of the sum of squares: the larger one far from the ridge, 1.4 times either on it, where the two overlap
+    only in part. Measured matrix multiplications lie between this and the plain maximum.
+    """
+    return math.sqrt(memory_s * memory_s + compute_s * compute_s)
+
+
 class StageRates:
     """Prices layers of `model` on `tp` GPUs of one kind. Use `stage_rates` (cached) to get one."""
 
     __slots__ = (
-        "_layer_parts",
-        "attention_flops",
-        "bandwidth",
-        "engine",
-        "gemm_flops",
-        "gpu",
-        "link",
-        "model",
-        "precision",
-        "tp"
+        "_dense_memo", "_head_memo", "attention_flops", "bandwidth", "engine", "gemm_flops", "gpu", "half_flops",
+        "link", "model", "precision", "tp",
     )  # fmt: skip
 
     def __init__(
@@ -90,96 +93,116 @@ class StageRates:
         model.check_tp(tp)
         self.model, self.gpu, self.link, self.tp, self.engine, self.precision = model, gpu, link, tp, engine, precision
         self.bandwidth = gpu.achieved_bandwidth
-        half = gpu.flops.get("bf16") or gpu.flops.get("fp16")
-        if not half:
+        peak = gpu.flops.get("bf16") or gpu.flops.get("fp16")
+        if not peak:
             raise InvalidInput(f"GPU {gpu.name}", "it has no 16-bit arithmetic", "choose another GPU")
-        arithmetic = {"fp8": "fp8", "int8": "int8", "fp4": "fp4", "mxfp4": "fp4"}.get(precision.weights)
-        self.gemm_flops = (gpu.flops.get(arithmetic or "", 0.0) or half) * gpu.gemm_efficiency
-        self.attention_flops = half * gpu.gemm_efficiency * engine.attention_prefill_efficiency
+        self.half_flops = peak * gpu.gemm_efficiency
+        arithmetic = _ARITHMETIC.get(precision.weights)
+        factor = {"fp8": engine.fp8_efficiency, "fp4": engine.fp4_efficiency}.get(arithmetic or "", 1.0)
+        narrow = gpu.flops.get(arithmetic or "", 0.0) * gpu.gemm_efficiency * factor
+        self.gemm_flops = narrow or self.half_flops
+        self.attention_flops = self.half_flops * engine.attention_prefill_efficiency
+        self._dense_memo: dict[tuple[LayerShape, float], float] = {}
+        self._head_memo: dict[float, float] = {}
 
-    def gemm_s(self, m: float, n: int, k: int) -> float:
-        """One matrix multiplication of `m` rows by an `n` × `k` weight."""
-        half = self.precision.activation_bytes
-        memory_s = (n * k * self.precision.weight_bytes + m * (n + k) * half) / self.bandwidth
-        compute_s = 2.0 * m * n * k / self.gemm_flops
-        return _soft_max(memory_s, compute_s)
+    # --- kernels ---
+
+    def gemm_s(self, m: float, n: float, k: float, efficiency: float = 1.0) -> float:
+        """One multiplication of `m` rows by an `n` × `k` weight, at `efficiency` of the usual rate."""
+        activations = m * (n + k) * self.precision.activation_bytes
+        memory_s = (n * k * self.precision.weight_bytes + activations) / self.bandwidth
+        return ridge(memory_s, 2.0 * m * n * k / (self.gemm_flops * efficiency))
 
     def experts_s(self, shape: LayerShape, m: float) -> float:
-        """All routed experts of a layer: only the chosen ones are read, and their rows are spread thin."""
+        """All routed experts of a layer: only chosen ones are read (balanced routing), their rows spread thin."""
         share = shape.experts_per_token / shape.experts
         chosen = shape.experts * (1.0 - (1.0 - share) ** m)
-        if chosen <= 0:
-            return 0.0
         rows = m * shape.experts_per_token / chosen
-        return chosen * sum(self.gemm_s(rows, g.n, g.k) for g in shape.expert_gemms(self.tp))
+        one = sum(self.gemm_s(rows, g.n, g.k, self.engine.expert_efficiency) for g in shape.expert_gemms(self.tp))
+        return chosen * one
 
-    def attention_s(self, shape: LayerShape, step: Step) -> float:
-        """Attention over cached and fresh tokens on one GPU of the group."""
-        heads = shape.heads / self.tp
-        width = shape.kv_lora_rank + shape.rope_dim if shape.is_mla else shape.head_dim
-        value_width = shape.kv_lora_rank if shape.is_mla else shape.head_dim
-        total = 0.0
-        if step.decode_seqs:
-            context = step.context_tokens
-            if shape.window is not None:
-                context = min(context, step.decode_seqs * shape.window)
-            read = context * shape.kv_values_per_token(self.tp) * self.precision.kv_bytes
-            memory_s = read / (self.bandwidth * self.engine.attention_decode_efficiency)
-            compute_s = 2.0 * context * heads * (width + value_width) / self.attention_flops
-            total += _soft_max(memory_s, compute_s)
-        if step.prefill_tokens:
-            context = step.prefill_context
-            if shape.window is not None:
-                context = min(context, float(shape.window))
-            if shape.is_mla:
-                width, value_width = shape.nope_dim + shape.rope_dim, shape.v_head_dim
-            total += 2.0 * step.prefill_tokens * context * heads * (width + value_width) / self.attention_flops
-        return total
-
-    def layer_s(self, shape: LayerShape, step: Step) -> float:
-        """One layer of one step, all-reduces included."""
-        m = step.tokens
-        total = self.engine.layer_s * self.engine.version_factor
+    def dense_s(self, shape: LayerShape, m: float) -> float:
+        """Everything in one layer that depends on the number of tokens only: all but attention."""
+        key = (shape, m)
+        known = self._dense_memo.get(key)
+        if known is not None:
+            return known
+        total = self.engine.layer_s
         for gemm in shape.attention_gemms(self.tp):
             total += self.gemm_s(m, gemm.n, gemm.k)
         for gemm in shape.dense_gemms(self.tp):
             total += self.gemm_s(m, gemm.n, gemm.k)
         if shape.is_moe:
             total += self.experts_s(shape, m)
-        total += self.attention_s(shape, step)
         total += self._elementwise_bytes(shape) * m / self.bandwidth
-        message = m * shape.hidden * self.precision.activation_bytes
-        return total + 2.0 * self.link.all_reduce_s(message, self.tp)
+        total += 2.0 * self.link.all_reduce_s(m * shape.hidden * self.precision.activation_bytes, self.tp)
+        if len(self._dense_memo) >= _REMEMBERED:
+            self._dense_memo.clear()
+        self._dense_memo[key] = total
+        return total
 
     def _elementwise_bytes(self, shape: LayerShape) -> float:
         """Bytes per token that norms, rotary embedding, activation and residuals move in one layer."""
         width = shape.experts_per_token * shape.moe_intermediate if shape.is_moe else shape.intermediate
         heads = (shape.heads + 2 * shape.kv_heads) / self.tp * (shape.head_dim or shape.v_head_dim)
-        return 2.0 * (8 * shape.hidden + 3 * heads + 3 * width / self.tp)
+        return self.precision.activation_bytes * (8 * shape.hidden + 3 * heads + 3 * width / self.tp)
+
+    def context_token_s(self, shape: LayerShape) -> float:
+        """Decode attention: seconds per cached token read in one layer."""
+        heads = shape.heads / self.tp
+        width = 2 * shape.kv_lora_rank + shape.rope_dim if shape.is_mla else 2 * shape.head_dim
+        read = shape.kv_values_per_token(self.tp) * self.precision.kv_bytes
+        memory_s = read / (self.bandwidth * self.engine.attention_decode_efficiency)
+        return ridge(memory_s, 2.0 * heads * width / self.attention_flops)
+
+    def prefill_pair_s(self, shape: LayerShape) -> float:
+        """Prefill attention: seconds per (prompt token, attended token) pair in one layer."""
+        width = shape.nope_dim + shape.rope_dim + shape.v_head_dim if shape.is_mla else 2 * shape.head_dim
+        return 2.0 * shape.heads / self.tp * width / self.attention_flops
+
+    def attention_s(self, shape: LayerShape, step: Step) -> float:
+        """Attention of one layer over cached and fresh tokens, on one GPU of the group."""
+        context, attended = step.context_tokens, step.prefill_context
+        if shape.window is not None:
+            context = min(context, step.decode_seqs * shape.window)
+            attended = min(attended, float(shape.window))
+        total = context * self.context_token_s(shape) if step.decode_seqs else 0.0
+        if step.prefill_tokens:
+            total += step.prefill_tokens * attended * self.prefill_pair_s(shape)
+        return total
+
+    def layer_s(self, shape: LayerShape, step: Step) -> float:
+        """One layer of one step, all-reduces included."""
+        return self.dense_s(shape, step.tokens) + self.attention_s(shape, step)
+
+    def head_s(self, rows: float) -> float:
+        """Final logits of `rows` rows: the output matrix, its result, and gathering the vocabulary's shards."""
+        if rows <= 0:
+            return 0.0
+        known = self._head_memo.get(rows)
+        if known is not None:
+            return known
+        half, hidden, vocab = self.precision.activation_bytes, self.model.hidden, self.model.vocab
+        shard = vocab / self.tp
+        memory_s = (hidden * shard * half + rows * shard * 4.0) / self.bandwidth
+        total = ridge(memory_s, 2.0 * rows * hidden * shard / self.half_flops)
+        total += self.link.all_gather_s(rows * vocab * half, self.tp)
+        if len(self._head_memo) >= _REMEMBERED:
+            self._head_memo.clear()
+        self._head_memo[rows] = total
+        return total
+
+    def embed_s(self, tokens: float) -> float:
+        """Looking `tokens` tokens up in the sharded embedding table."""
+        size = tokens * self.model.hidden * self.precision.activation_bytes
+        return 2.0 * size / self.bandwidth + self.link.all_reduce_s(size, self.tp)
 
     def time(self, step: Step, first: int = 0, end: int | None = None) -> StageTime:
         """The parts of a step's time; `per_layer_s` is the mean over layers [first, end)."""
         kinds = self.model.kinds(first, end)
         count = sum(number for _, number in kinds)
         per_layer = sum(self.layer_s(shape, step) * number for shape, number in kinds) / count
-        hidden, vocab = self.model.hidden, self.model.vocab
-        rows = step.rows_sampled
-        head_s = 0.0
-        if rows > 0:
-            shard = -(-vocab // self.tp)
-            half = self.precision.activation_bytes
-            head_s = _soft_max(
-                (hidden * shard * half + rows * shard * 4.0) / self.bandwidth,
-                2.0
-                * rows
-                * hidden
-                * shard
-                / (self.gpu.flops.get("bf16") or self.gpu.flops["fp16"])
-                / self.gpu.gemm_efficiency,
-            ) + self.link.all_gather_s(rows * vocab * half, self.tp)
-        embed_s = step.tokens * hidden * 2.0 * self.precision.activation_bytes / self.bandwidth
-        embed_s += self.link.all_reduce_s(step.tokens * hidden * self.precision.activation_bytes, self.tp)
-        return StageTime(per_layer, self.engine.stage_s * self.engine.version_factor, embed_s, head_s)
+        return StageTime(per_layer, 0.0, self.embed_s(step.tokens), self.head_s(step.rows_sampled))
 
     # --- memory, per GPU of the group ---
 
@@ -196,14 +219,14 @@ class StageRates:
         """The embedding table (or the head): kept in 16 bits, shared out over the vocabulary."""
         return self.model.embedding_params / self.tp * self.precision.activation_bytes
 
-    def layer_weight_bytes(self) -> float:
-        """Mean over the model's layers."""
-        return self.weight_bytes_of_layers(0, self.model.num_layers) / self.model.num_layers
-
     def weight_bytes_of_layers(self, first: int, end: int) -> float:
         return self.precision.weight_bytes * sum(
             shape.params(self.tp) * number for shape, number in self.model.kinds(first, end)
         )
+
+    def layer_weight_bytes(self) -> float:
+        """Mean over the model's layers."""
+        return self.weight_bytes_of_layers(0, self.model.num_layers) / self.model.num_layers
 
     def kv_bytes_per_token(self, first: int, end: int) -> float:
         """Bytes one resident token takes on each GPU for layers [first, end), with no window."""
@@ -212,32 +235,20 @@ class StageRates:
         )
 
     def activation_bytes(self) -> float:
-        """Peak activation memory of one step at the token budget."""
+        """Peak activation memory of one step at the token budget: what vLLM's profiling run would find."""
         widest = max(
-            (shape.intermediate if not shape.is_moe else shape.experts_per_token * shape.moe_intermediate) / self.tp
+            (shape.experts_per_token * shape.moe_intermediate if shape.is_moe else shape.intermediate) / self.tp
             for shape, _ in self.model.kinds()
         )
-        tokens = self.engine.max_batched_tokens
         logits = min(self.engine.max_seqs, 256) * self.model.vocab * 4.0
-        return tokens * (4 * self.model.hidden + 3 * widest) * self.precision.activation_bytes + logits
+        per_token = (4 * self.model.hidden + 3 * widest) * self.precision.activation_bytes
+        return self.engine.max_batched_tokens * per_token + logits
 
     def kv_budget_bytes(self) -> float:
         """What is left on each GPU for weights and KV cache together."""
         engine = self.engine
-        return (
-            self.gpu.memory_bytes * engine.memory_utilization
-            - engine.runtime_bytes
-            - engine.graph_bytes
-            - self.activation_bytes()
-        )
-
-
-def _soft_max(a: float, b: float) -> float:
-    if a < 0.02 * b:
-        return b
-    if b < 0.02 * a:
-        return a
-    return float((a**SOFTNESS + b**SOFTNESS) ** (1.0 / SOFTNESS))
+        taken = engine.runtime_bytes + engine.graph_bytes + self.activation_bytes()
+        return self.gpu.memory_bytes * engine.memory_utilization - taken
 
 
 @lru_cache(maxsize=4096)

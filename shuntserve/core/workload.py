@@ -14,7 +14,7 @@ class Workload:
     """Prompt and output lengths in tokens, one pair per request (or one pair for all).
 
     `mean_context` is what a *resident* sequence holds on average: long outputs stay longer, so it is weighted by
-    output length, not by request.
+    output length, not by request. `mean_held` is the same where the whole output is reserved on admission.
     """
 
     input_tokens: tuple[int, ...]
@@ -23,6 +23,7 @@ class Workload:
     mean_input: float = field(init=False)
     mean_output: float = field(init=False)
     mean_context: float = field(init=False)
+    mean_held: float = field(init=False)
     mean_input_squared: float = field(init=False)
     max_total: int = field(init=False)
 
@@ -37,6 +38,8 @@ class Workload:
         object.__setattr__(self, "mean_input", sum(self.input_tokens) / count)
         object.__setattr__(self, "mean_output", total_out / count)
         object.__setattr__(self, "mean_context", held / total_out)
+        reserved = sum((i + o) * o for i, o in zip(self.input_tokens, self.output_tokens, strict=True))
+        object.__setattr__(self, "mean_held", reserved / total_out)
         object.__setattr__(self, "mean_input_squared", sum(i * i for i in self.input_tokens) / count)
         object.__setattr__(
             self, "max_total", max(i + o for i, o in zip(self.input_tokens, self.output_tokens, strict=True))
