@@ -10,6 +10,7 @@ from shuntserve.core.resolved import ResolvedJob
 from shuntserve.engine.port import Engine
 from shuntserve.engine.process import EngineProcess
 
+VLLM_BACKEND = "shuntserve.engine.vllm_backend:VllmBackend"
 STANDIN_BACKEND = "shuntserve.sim.standin:StandinBackend"
 
 
@@ -18,5 +19,23 @@ def standin_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) 
 
     def make() -> Engine:
         return EngineProcess(STANDIN_BACKEND, options, log_dir / "engine.log")
+
+    return make
+
+
+def vllm_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> Callable[[], Engine]:
+    """Makes vLLM engines for a job. `options` of this machine (`VllmOptions`, e.g. `cpu_threads`) join the job's own."""
+
+    def make() -> Engine:
+        merged = {
+            "model": job.model,
+            "revision": job.revision,
+            "tokenizer": job.tokenizer,
+            "tokenizer_revision": job.tokenizer_revision,
+            "fingerprint": {"model_sha256": job.model_sha256, "tokenizer_sha256": job.tokenizer_sha256},
+            **options,
+            "engine": {**job.engine, **options.get("engine", {})},
+        }
+        return EngineProcess(VLLM_BACKEND, merged, log_dir / "engine.log")
 
     return make
