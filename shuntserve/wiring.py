@@ -24,7 +24,7 @@ def standin_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) 
 
 
 def vllm_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> Callable[[], Engine]:
-    """Makes vLLM engines for a job. `options` of this machine (`VllmOptions`, e.g. `cpu_threads`) join the job's own."""
+    """Makes vLLM engines for a job; `options` of this machine (see `VllmOptions`) join the job's own."""
 
     def make() -> Engine:
         merged = {
