@@ -22,10 +22,14 @@ class Settings:
     data_dir: Path
     store_url: str
     log_level: str
+    cuda_visible_devices: str | None = None
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
-        """SHUNTSERVE_STORE (bucket URL), SHUNTSERVE_LOG (level), XDG_DATA_HOME (where per-user data goes)."""
+        """SHUNTSERVE_STORE (bucket URL), SHUNTSERVE_LOG (level), XDG_DATA_HOME (where per-user data goes).
+
+        Raises InvalidInput when the level is none.
+        """
         data_home = environment.get("XDG_DATA_HOME") or str(
             Path(environment.get("HOME") or "~").expanduser() / ".local/share"
         )
@@ -37,6 +41,7 @@ class Settings:
             data_dir=data_dir,
             store_url=environment.get("SHUNTSERVE_STORE") or (data_dir / "store").as_uri(),
             log_level=level,
+            cuda_visible_devices=environment.get("CUDA_VISIBLE_DEVICES"),
         )
 
 

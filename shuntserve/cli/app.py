@@ -14,7 +14,7 @@ import typer
 
 from shuntserve.errors import InvalidInput, ShuntServeError
 
-COMMAND_MODULES = ("shuntserve.cli.batch",)
+COMMAND_MODULES = ("shuntserve.cli.run",)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -38,6 +38,9 @@ class Final:
     columns: tuple[tuple[str, str], ...]
     data: tuple[Part, ...]
     rejects: tuple[Part, ...]
+    duplicates: int
+    missing: int
+    """Input rows there more than once, or not at all, as counted; an end with one is never written."""
     made_with: str
     """Versions that decide the bytes of a part."""
     writer: str = ""
@@ -69,6 +72,8 @@ class Final:
             "columns": [{"name": name, "type": type_} for name, type_ in self.columns],
             "data": [part.to_json() for part in self.data],
             "rejects": [part.to_json() for part in self.rejects],
+            "duplicates": self.duplicates,
+            "missing": self.missing,
             "made_with": self.made_with,
         }
 
@@ -112,6 +117,8 @@ def _from_json(value: Mapping[str, Any]) -> Final:
         columns=tuple((column["name"], column["type"]) for column in value["columns"]),
         data=tuple(Part.from_json(part) for part in value["data"]),
         rejects=tuple(Part.from_json(part) for part in value["rejects"]),
+        duplicates=value["duplicates"],
+        missing=value["missing"],
         made_with=value["made_with"],
         writer=value["writer"],
     )

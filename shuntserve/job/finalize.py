@@ -166,7 +166,8 @@ def finalize(
         tally.add_result(result, check_commit(keys.result(job.job_id, ref.chunk), chunk, result))
         files.add_result(result)
         on_progress(done)
-    _check_every_row_once(job.job_id, manifest, tally.seen)
+    missing = manifest.rows_in - tally.seen.rows
+    _check_every_row_once(job.job_id, manifest.rows_in, missing, tally.seen.duplicates)
     data, rejects = files.finish()
     counts = tally.counts(manifest.rows_in)
     mine = Final(
@@ -178,6 +179,8 @@ def finalize(
         columns=tuple((column.name, str(column.type)) for column in data_schema(form)),
         data=data,
         rejects=rejects,
+        duplicates=tally.seen.duplicates,
+        missing=missing,
         made_with=MADE_WITH,
         writer=writer,
     )
@@ -207,12 +210,11 @@ def _read(bucket: Bucket, job_id: str, ref: ChunkRef) -> tuple[ChunkRef, pa.Tabl
     return ref, pq.read_table(pa.BufferReader(body), columns=CHUNK_COLUMNS), result
 
 
-def _check_every_row_once(job_id: str, manifest: Manifest, seen: RowSet) -> None:
-    missing = manifest.rows_in - seen.rows
-    if missing or seen.duplicates:
+def _check_every_row_once(job_id: str, rows_in: int, missing: int, duplicates: int) -> None:
+    if missing or duplicates:
         raise Corrupt(
             f"job {job_id}",
-            f"of {manifest.rows_in} input rows {missing} are missing and {seen.duplicates} are there again",
+            f"of {rows_in} input rows {missing} are missing and {duplicates} are there again",
             "no output was declared complete; keep the bucket as it is and report this",
         )
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -32,6 +32,7 @@ class WorkerPlan:
     environments: Sequence[Mapping[str, str]]
     log_dir: Path
     log_level: str = "info"
+    checkpoint_interval_s: float | None = None
     engine: str | None = None
     """`module:function`, when it is not vLLM."""
     engine_options: Mapping[str, object] = field(default_factory=dict)
@@ -39,16 +40,22 @@ class WorkerPlan:
     def command(self, slot: int) -> list[str]:
         """The command line of one worker."""
         argv = [sys.executable, "-m", "shuntserve.job.worker_main", "--store", self.store_url, "--job", self.job_id]
-        argv += ["--slot", str(slot), "--log-dir", str(self.log_dir), "--log-level", self.log_level]
+        argv += ["--slot", str(slot), "--log-dir", str(self.slot_dir(slot)), "--log-level", self.log_level]
+        if self.checkpoint_interval_s is not None:
+            argv += ["--checkpoint-interval", str(self.checkpoint_interval_s)]
         if self.engine is not None:
             argv += ["--engine", self.engine]
         if self.engine_options:
             argv += ["--engine-options", json.dumps(dict(self.engine_options))]
         return argv
 
+    def slot_dir(self, slot: int) -> Path:
+        """Where a worker and its engine log."""
+        return self.log_dir / f"worker-{slot}"
+
     def log_path(self, slot: int) -> Path:
         """Where a worker's log events go."""
-        return self.log_dir / f"worker-{slot}.jsonl"
+        return self.slot_dir(slot) / "worker.jsonl"
 
 
 @dataclass(slots=True)
@@ -59,7 +66,7 @@ class _Slot:
     child: subprocess.Popen[bytes] | None = None
     unread: bytes = b""
     incarnations: list[str] = field(default_factory=list)
-    lives: Lives = Lives()
+    lives: Lives = field(default_factory=Lives)
     start_at_s: float = 0.0
     closed: bool = False
     failure: ShuntServeError | None = None
@@ -80,7 +87,6 @@ class LocalWorkers:
         self._to_bury: list[tuple[_Slot, list[str], int]] = []
         self._draining = False
         self.restarts = 0
-        plan.log_dir.mkdir(parents=True, exist_ok=True)
 
     @property
     def running(self) -> int:
@@ -119,6 +125,11 @@ class LocalWorkers:
             if slot.child is None and not slot.closed and now_s >= slot.start_at_s:
                 self._start(slot)
 
+    def start_no_more(self) -> None:
+        """There is no work left: a worker that has ended stays so."""
+        for slot in self._slots:
+            slot.closed = slot.closed or slot.child is None
+
     def drain(self) -> None:
         """Ask all workers to make everything durable and leave; none is started again."""
         self._draining = True
@@ -129,12 +140,19 @@ class LocalWorkers:
         self._draining = True
         self._signal(signal.SIGKILL)
 
+    def end(self) -> None:
+        """Kill what still runs and wait until it is gone."""
+        self.kill()
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.wait()
+
     # -- one process -----------------------------------------------------------------------------------------------
 
     def _start(self, slot: _Slot) -> None:
         with self._open_log(slot) as log:
-            # A session of its own: Ctrl-C reaches this process only, which then drains the workers in order. The pipe to
-            # its standard input stays open as long as this process lives, whatever ends it.
+            # A session of its own: Ctrl-C reaches this process only, which then drains the workers in order. The pipe
+            # to its standard input stays open as long as this process lives, whatever ends it.
             slot.child = subprocess.Popen(
                 self._plan.command(slot.number),
                 stdin=subprocess.PIPE,
@@ -150,6 +168,7 @@ class LocalWorkers:
     def _open_log(self, slot: _Slot) -> IO[bytes]:
         path = self._plan.log_path(slot.number)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("ab")
         except OSError as error:
             raise InvalidInput(str(path), error.strerror or "cannot be written", "free it or choose another") from error

@@ -1,9 +1,11 @@
-"""Which machine this is, and whether a process that was started on it still runs."""
+"""Which machine this is: its name among others, its devices, and whether a process started on it still runs."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +35,28 @@ def is_gone(facts: Mapping[str, Any]) -> bool:
     except psutil.AccessDenied:
         return False
     return bool(created_unix_s > float(facts["started_unix_s"]) + _CLOCK_SLACK_S)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus(visible: str | None) -> tuple[str, ...]:
+    """NVIDIA devices this process may use, in CUDA's names. `visible`: the value of CUDA_VISIBLE_DEVICES, if set."""
+    if visible is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1")
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    command = [program, "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()  # a driver tool that does not work: there is no device to use either
+    return tuple(line.strip() for line in listed.stdout.splitlines() if line.strip())
 
 
 def _read(path: str) -> str:

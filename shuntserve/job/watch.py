@@ -46,6 +46,8 @@ class Snapshot:
     rows_in: int
     rows_ended: int
     """Rows of committed chunks and rows ingest refused, and those finished in open chunks."""
+    rows_refused: int
+    """Of them, those that ingest refused."""
     chunks: int
     chunks_committed: int
     workers: tuple[WorkerView, ...]
@@ -63,6 +65,11 @@ class Snapshot:
     def total(self, counter: str) -> int:
         """A counter's sum over all incarnations there ever were."""
         return sum(worker.count(counter) for worker in self.workers)
+
+    @property
+    def rejected(self) -> int:
+        """Rows rejected so far."""
+        return self.rows_refused + self.total("rows_rejected")
 
     @property
     def interruptions(self) -> int:
@@ -106,6 +113,7 @@ class Watcher:
         return Snapshot(
             rows_in=self._manifest.rows_in,
             rows_ended=self._manifest.rows_rejected + min(rows_valid, committed_rows + open_rows),
+            rows_refused=self._manifest.rows_rejected,
             chunks=self._manifest.chunks,
             chunks_committed=sum(len(page.committed) for page in self._pages.values()),
             workers=workers,

@@ -186,7 +186,8 @@ def _listen(loop: WorkerLoop, *, watch_parent: bool) -> None:
 
 
 def _until_orphaned(loop: WorkerLoop) -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not through `sys.stdin`: a thread that waits inside its buffer makes the interpreter abort as it ends.
+    while os.read(0, 4096):
         pass
     loop.drain("the process that started this worker is gone")
 
