@@ -20,9 +20,14 @@ def check_key(url: str, key: str) -> None:
     if not key:
         raise _bad(url, key, "the key is empty")
     check_prefix(url, key)
-    # The local directory writes `name#1` first and then links it to `name`; such names are its own.
-    if _STAGED.fullmatch(key.rpartition("/")[2]):
+    if is_staged(key.rpartition("/")[2]):
         raise _bad(url, key, "a key may not end in # and digits after its only #")
+
+
+def is_staged(name: str) -> bool:
+    """Whether the last part of a key is one that the local directory keeps for itself: it writes `name#1` first and
+    then links it to `name`."""
+    return _STAGED.fullmatch(name) is not None
 
 
 def check_prefix(url: str, prefix: str) -> None:

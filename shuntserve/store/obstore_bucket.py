@@ -28,6 +28,7 @@ SINGLE_PUT_BYTES = 64 * 1024 * 1024
 """Larger overwrites go up in parts. Creates never do: only a single put can be conditional."""
 PART_BYTES = 16 * 1024 * 1024
 LIST_PAGE = 1000
+"""Objects handed over at a time; S3's own pages have as many."""
 
 ERRORS = (BaseError, OSError, ValueError)
 """All that obstore raises for a request that failed: its own tree, FileNotFoundError, and ValueError for bad paths."""
@@ -173,10 +174,10 @@ class ObstoreBucket:
             if not isinstance(explained, NotFound):
                 raise explained from error
 
-    def _list(self, prefix: str, start_after: str | None) -> Iterator[ObjectInfo]:
+    def _list(self, prefix: str, start_after: str | None, page_objects: int = LIST_PAGE) -> Iterator[ObjectInfo]:
         under = f"{prefix}/" if prefix else ""
         try:
-            pages = obstore.list(self._quick, prefix or None, offset=start_after, chunk_size=LIST_PAGE)
+            pages = obstore.list(self._quick, prefix or None, offset=start_after, chunk_size=page_objects)
             for page in pages:
                 for meta in page:
                     # An S3 console "folder" (a key that ends in a slash) comes back as the prefix itself.
@@ -186,7 +187,7 @@ class ObstoreBucket:
             raise self._explain(Call(Verb.LIST, prefix), error) from error
 
     def _has_objects(self, prefix: str) -> bool:
-        return next(self._list(prefix, None), None) is not None
+        return next(self._list(prefix, None, 1), None) is not None
 
     def _store(self, size_bytes: int) -> Store:
         return self._quick if is_quick(size_bytes) else self._slow

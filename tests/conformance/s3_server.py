@@ -6,6 +6,7 @@ after another restores that promise, without which no test of a race would mean 
 
 from __future__ import annotations
 
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable
@@ -68,3 +69,16 @@ class S3Server:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def main() -> None:
+    """Serve until the parent goes away, in a process of its own: for benchmarks."""
+    server = S3Server()
+    server.make_bucket("bench")
+    print(server.endpoint_url, flush=True)
+    sys.stdin.read()
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()
