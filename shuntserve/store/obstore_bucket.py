@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from shuntserve.core.create import Found, Put, Settle, settle
 from shuntserve.errors import InvalidInput, NotFound, ShuntServeError
 from shuntserve.store.honest import Attempt, create_honestly
 from shuntserve.store.key_rules import check_key, check_prefix
-from shuntserve.store.patience import Patience, is_quick
+from shuntserve.store.patience import QUICK_BYTES, Pace, Patience
 from shuntserve.store.port import ObjectInfo
 from shuntserve.store.verbs import Call, Verb
 
@@ -37,7 +37,7 @@ Explain = Callable[[Call, Exception | None], ShuntServeError]
 
 
 class ObstoreBucket:
-    """Keeps the promises of `port.Bucket` over a pair of obstore stores that differ only in their request timeout.
+    """Keeps the promises of `port.Bucket` over obstore stores that differ only in their timeouts, one for each pace.
 
     `explain` turns whatever a call ended with into the error to raise; it knows the kind of store. `lists_in_order`
     says whether the store lists in key order by itself (a local directory does not, and is sorted here).
@@ -47,8 +47,7 @@ class ObstoreBucket:
         self,
         *,
         url: str,
-        quick: Store,
-        slow: Store,
+        stores: Mapping[Pace, Store],
         explain: Explain,
         patience: Patience,
         lists_in_order: bool,
@@ -56,8 +55,7 @@ class ObstoreBucket:
         rule: Settle = settle,
     ) -> None:
         self._url = url
-        self._quick = quick
-        self._slow = slow
+        self._stores = stores
         self._explain = explain
         self._patience = patience
         self._lists_in_order = lists_in_order
@@ -74,7 +72,7 @@ class ObstoreBucket:
     def get(self, key: str) -> bytes:
         check_key(self._url, key)
         try:
-            return bytes(obstore.get(self._slow, key).bytes())
+            return bytes(obstore.get(self._stores[Pace.READ], key).bytes())
         except ERRORS as error:
             raise self._explain(Call(Verb.GET, key), error) from error
 
@@ -86,7 +84,7 @@ class ObstoreBucket:
             self._check_range(key, start, end)
             return b""
         try:
-            body = bytes(obstore.get_range(self._store(end - start), key, start=start, end=end))
+            body = bytes(obstore.get_range(self._stores[Pace.READ], key, start=start, end=end))
         except ERRORS as error:
             # A start beyond the object comes back as the class without a code; the object's size tells.
             if isinstance(error, GenericError):
@@ -99,7 +97,7 @@ class ObstoreBucket:
     def head(self, key: str) -> ObjectInfo | None:
         check_key(self._url, key)
         try:
-            return _info(obstore.head(self._quick, key))
+            return _info(obstore.head(self._stores[Pace.QUICK], key))
         except ERRORS as error:
             explained = self._explain(Call(Verb.HEAD, key), error)
             if isinstance(explained, NotFound):
@@ -110,18 +108,18 @@ class ObstoreBucket:
         check_key(self._url, key)
         in_parts = len(body) > SINGLE_PUT_BYTES
         try:
-            obstore.put(self._store(len(body)), key, body, use_multipart=in_parts, chunk_size=PART_BYTES)
+            obstore.put(self._upload(len(body)), key, body, use_multipart=in_parts, chunk_size=PART_BYTES)
         except ERRORS as error:
             raise self._explain(Call(Verb.PUT, key, len(body)), error) from error
 
     def create(self, key: str, body: bytes) -> bool:
         check_key(self._url, key)
-        store = self._store(len(body))
+        upload = self._upload(len(body))
         give_up_at_s = self._clock() + self._patience.create_within_s
 
         def attempt() -> Attempt:
             try:
-                obstore.put(store, key, body, mode="create")
+                obstore.put(upload, key, body, mode="create")
             except AlreadyExistsError as error:
                 return Attempt(Put.EXISTS, error)
             except GenericError as error:
@@ -132,7 +130,7 @@ class ObstoreBucket:
 
         def read_back() -> Found:
             try:
-                found = obstore.get(store, key).bytes()
+                found = obstore.get(self._stores[Pace.READ], key).bytes()
             except FileNotFoundError:
                 return Found.ABSENT
             except ERRORS:
@@ -158,7 +156,7 @@ class ObstoreBucket:
         prefix = prefix.removesuffix("/")
         check_prefix(self._url, prefix)
         try:
-            found = obstore.list_with_delimiter(self._quick, prefix or None)["common_prefixes"]
+            found = obstore.list_with_delimiter(self._stores[Pace.QUICK], prefix or None)["common_prefixes"]
         except ERRORS as error:
             raise self._explain(Call(Verb.LIST_DIRS, prefix), error) from error
         # A local directory may be left without any object in it; in the bucket's terms it does not exist.
@@ -168,7 +166,7 @@ class ObstoreBucket:
     def delete(self, key: str) -> None:
         check_key(self._url, key)
         try:
-            obstore.delete(self._quick, key)
+            obstore.delete(self._stores[Pace.QUICK], key)
         except ERRORS as error:
             explained = self._explain(Call(Verb.DELETE, key), error)
             if not isinstance(explained, NotFound):
@@ -177,7 +175,7 @@ class ObstoreBucket:
     def _list(self, prefix: str, start_after: str | None, page_objects: int = LIST_PAGE) -> Iterator[ObjectInfo]:
         under = f"{prefix}/" if prefix else ""
         try:
-            pages = obstore.list(self._quick, prefix or None, offset=start_after, chunk_size=page_objects)
+            pages = obstore.list(self._stores[Pace.QUICK], prefix or None, offset=start_after, chunk_size=page_objects)
             for page in pages:
                 for meta in page:
                     # An S3 console "folder" (a key that ends in a slash) comes back as the prefix itself.
@@ -189,8 +187,8 @@ class ObstoreBucket:
     def _has_objects(self, prefix: str) -> bool:
         return next(self._list(prefix, None, 1), None) is not None
 
-    def _store(self, size_bytes: int) -> Store:
-        return self._quick if is_quick(size_bytes) else self._slow
+    def _upload(self, size_bytes: int) -> Store:
+        return self._stores[Pace.QUICK if size_bytes <= QUICK_BYTES else Pace.UPLOAD]
 
     def _check_range(self, key: str, start: int, end: int) -> None:
         info = self.head(key)

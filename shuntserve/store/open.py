@@ -15,7 +15,7 @@ from shuntserve.errors import InvalidInput, NotFound, ShuntServeError, Unavailab
 from shuntserve.store.key_rules import check_prefix
 from shuntserve.store.local_errors import LocalErrors, explain_errno
 from shuntserve.store.obstore_bucket import ObstoreBucket, presigner
-from shuntserve.store.patience import Patience
+from shuntserve.store.patience import Pace, Patience
 from shuntserve.store.port import Bucket
 from shuntserve.store.s3_access import S3Access, S3Options, resolve
 from shuntserve.store.s3_errors import Answer, S3Errors, ask
@@ -90,7 +90,11 @@ def _open_local(path: Path, patience: Patience, *, mkdir: bool) -> ObstoreBucket
         raise LocalErrors(root.as_uri(), root)(Call(Verb.LIST, ""), error) from error
     url = root.as_uri()
     return ObstoreBucket(
-        url=url, quick=store, slow=store, explain=LocalErrors(url, root), patience=patience, lists_in_order=False
+        url=url,
+        stores=dict.fromkeys(Pace, store),
+        explain=LocalErrors(url, root),
+        patience=patience,
+        lists_in_order=False,
     )
 
 
@@ -107,7 +111,9 @@ def _open_memory(url: str, patience: Patience) -> ObstoreBucket:
             return NotFound(f"{url}/{call.key}", "no such object", "check the name")
         return Unavailable(f"{url}/{call.key}", f"{call.verb} failed", "try again")
 
-    return ObstoreBucket(url=url, quick=store, slow=store, explain=explain, patience=patience, lists_in_order=True)
+    return ObstoreBucket(
+        url=url, stores=dict.fromkeys(Pace, store), explain=explain, patience=patience, lists_in_order=True
+    )
 
 
 def _open_s3(url: str, options: S3Options, patience: Patience) -> ObstoreBucket:
@@ -123,18 +129,17 @@ def _open_s3(url: str, options: S3Options, patience: Patience) -> ObstoreBucket:
         where = where.partition("?")[0] if access.anonymous else where
         return ask(where, method="GET", timeout_s=patience.probe_s, root_certificate=access.root_certificate)
 
-    presign = presigner(lambda: _s3_store(access, "", patience, quick=True, signed=True))
+    presign = presigner(lambda: _s3_store(access, "", patience, Pace.QUICK, signed=True))
     return ObstoreBucket(
         url=url,
-        quick=_s3_store(access, prefix, patience, quick=True),
-        slow=_s3_store(access, prefix, patience, quick=False),
+        stores={pace: _s3_store(access, prefix, patience, pace) for pace in Pace},
         explain=S3Errors(url, lambda key: presign(f"{prefix}/{key}" if prefix and key else key), question),
         patience=patience,
         lists_in_order=True,
     )
 
 
-def _s3_store(access: S3Access, prefix: str, patience: Patience, *, quick: bool, signed: bool = False) -> S3Store:
+def _s3_store(access: S3Access, prefix: str, patience: Patience, pace: Pace, *, signed: bool = False) -> S3Store:
     # A store that skips signatures cannot presign either; for the error path it signs with a dummy that is cut off.
     config: S3Config = {
         "virtual_hosted_style_request": access.virtual_hosted,
@@ -154,7 +159,7 @@ def _s3_store(access: S3Access, prefix: str, patience: Patience, *, quick: bool,
             prefix=prefix or None,
             config=config,
             client_options=patience.client(
-                quick=quick, allow_http=access.allow_http, root_certificate=access.root_certificate
+                pace, allow_http=access.allow_http, root_certificate=access.root_certificate
             ),
             retry_config=patience.retry(),
             credential_provider=access.credentials,

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 QUICK_BYTES = 1024 * 1024
-"""Requests that carry at most this much get the quick timeout: a silent server is then noticed in seconds."""
+"""Writes of at most this much get the quick timeout: a silent server is then noticed in seconds."""
+
+
+class Pace(Enum):
+    """Which timeouts a request has."""
+
+    QUICK = "quick"
+    UPLOAD = "upload"
+    READ = "read"
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Bounds on one verb. Only the HTTP client retries single requests; only `create` repeats them above it.
 
-    The client retries 5xx, 429, refused connections and, for reads and overwrites, timeouts and lost replies; each
-    time it waits between nothing and twice its last wait. A verb other than `create` ends within
-    `retry_within_s + backoff_most_s` plus one request timeout; `create` ends within `create_within_s` plus twice that.
+    The client retries 5xx, 429, refused and closed connections and, except for creates, timeouts, waiting longer and
+    longer with jitter. One request so ends within `retry_within_s + backoff_most_s` plus its own timeout, and a create
+    within `create_within_s` plus twice that; what went wrong is then looked into for at most `probe_s`.
+
+    A request has the quick timeout, a write of more than `QUICK_BYTES` the slow one. A read may take as long as the
+    slow one while bytes keep coming; when none come for the quick one, it is over.
     """
 
     connect_s: float = 5.0
@@ -33,18 +45,16 @@ class Patience:
     create_within_s: float = 60.0
     probe_s: float = 3.0
 
-    def request_s(self, size_bytes: int | None) -> float:
-        """Timeout of one request that carries `size_bytes` (None: unknown), its body included."""
-        return self.quick_request_s if is_quick(size_bytes) else self.slow_request_s
-
-    def client(self, *, quick: bool, allow_http: bool, root_certificate: bytes | None) -> ClientConfig:
+    def client(self, pace: Pace, *, allow_http: bool, root_certificate: bytes | None) -> ClientConfig:
         """These bounds as the HTTP client's options."""
-        request_s = self.quick_request_s if quick else self.slow_request_s
+        request_s = self.quick_request_s if pace is Pace.QUICK else self.slow_request_s
         options: ClientConfig = {
             "connect_timeout": timedelta(seconds=self.connect_s),
             "timeout": timedelta(seconds=request_s),
             "allow_http": allow_http,
         }
+        if pace is Pace.READ:
+            options["read_timeout"] = timedelta(seconds=self.quick_request_s)
         if root_certificate is not None:
             options["root_certificate"] = root_certificate
         return options
@@ -60,8 +70,3 @@ class Patience:
                 "base": 2,
             },
         }
-
-
-def is_quick(size_bytes: int | None) -> bool:
-    """Whether a request of this size (None: unknown) gets the quick timeout."""
-    return size_bytes is not None and size_bytes <= QUICK_BYTES

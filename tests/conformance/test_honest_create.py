@@ -266,6 +266,17 @@ def test_refused_connections_for_good_are_unavailable() -> None:
                 use()
 
 
+def test_a_silent_store_is_noticed_in_a_read_long_before_a_large_read_would_end() -> None:
+    """A read may take long while bytes come, but silence counts as failure after the quick timeout."""
+    patient = Patience(quick_request_s=0.2, slow_request_s=600.0, retries=1, backoff_first_s=0.01, probe_s=0.2)
+    with ScriptedS3(always_get=SILENT_BEFORE) as server:
+        bucket = open_bucket(f"s3://{BUCKET}", s3=server.options, patience=patient)
+        with pytest.raises(Unavailable):
+            bucket.get("k")
+
+        assert server.count("GET") == 3  # one, one more, and the question what was wrong
+
+
 def test_after_unavailable_the_same_create_may_be_repeated() -> None:
     """Unknown is not lost: once the store is back, repeating the create finds its own object."""
     acts = [LOST_REPLY] + [instead(500)] * ((PATIENCE.create_tries - 1) * (1 + PATIENCE.retries))

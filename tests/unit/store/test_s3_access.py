@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,17 +10,6 @@ import pytest
 from shuntserve.errors import InvalidInput
 from shuntserve.store.s3_access import S3Access, S3Options, region_of, resolve
 from shuntserve.store.s3_errors import Answer
-
-
-@pytest.fixture(autouse=True)
-def aws_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty ~/.aws, and no AWS variable of the machine that runs the tests."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return tmp_path
 
 
 def access(options: S3Options | None = None, *, bucket: str = "bkt") -> S3Access:
