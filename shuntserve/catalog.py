@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from shuntserve.core.catalog import Catalog
 from shuntserve.core.engine_profile import EngineProfile
 from shuntserve.core.hardware import GBIT_PER_S, GIB, Gpu, Instance, Link
 from shuntserve.core.model_shape import LayerShape, ModelShape
+from shuntserve.core.parameters import Cell, Parameter
 from shuntserve.errors import Corrupt
 
 _REPOSITORY_TABLES = Path(__file__).resolve().parent.parent / "datasets"
@@ -24,22 +26,81 @@ def tables_dir() -> Path:
     return packaged if packaged.is_dir() else _REPOSITORY_TABLES
 
 
+@dataclass(frozen=True)
+class Tables:
+    """The catalogue's tables as read: GPUs, links and engines by quantity, the wide ones as rows."""
+
+    gpus: Mapping[str, Mapping[str, str]]
+    links: Mapping[str, Mapping[str, str]]
+    engines: Mapping[str, Mapping[str, str]]
+    instances: Sequence[Mapping[str, str]]
+    models: Sequence[Mapping[str, str]]
+
+    def value(self, cell: Cell) -> float:
+        table, row, quantity = cell
+        return float(getattr(self, table)[row][quantity])
+
+    def with_values(self, values: Mapping[Cell, float]) -> Tables:
+        """The same tables with some numbers replaced."""
+        changed: dict[str, dict[str, dict[str, str]]] = {}
+        for (table, row, quantity), value in values.items():
+            rows = changed.setdefault(table, {name: dict(cells) for name, cells in getattr(self, table).items()})
+            rows.setdefault(row, {})[quantity] = repr(float(value))
+        return replace(self, **changed)  # type: ignore[arg-type]
+
+
+def load_tables(directory: Path | None = None) -> Tables:
+    """The tables in `directory` (default: the shipped ones)."""
+    root = directory or tables_dir()
+    long = {name: _long(root / f"{name}.csv", name[:-1]) for name in ("gpus", "links", "engines")}
+    return Tables(**long, instances=_rows(root / "instances.csv"), models=_rows(root / "models.csv"))
+
+
+def catalog_from(tables: Tables) -> Catalog:
+    """Builds the catalogue; a number that cannot be read raises `Corrupt`."""
+    try:
+        links = {name: _link(name, row) for name, row in tables.links.items()}
+        gpus = {name: _gpu(name, row) for name, row in tables.gpus.items()}
+        return Catalog(
+            gpus=gpus,
+            instances={
+                row["instance_type"]: _instance(row, gpus[row["gpu"]], links[row["link"]]) for row in tables.instances
+            },
+            models={row["model"]: _model(row) for row in tables.models},
+            engines={name: _engine(name, row) for name, row in tables.engines.items()},
+            links=links,
+            gpu_links={name: links[row["link"]] for name, row in tables.gpus.items()},
+        )
+    except (KeyError, ValueError) as error:
+        raise Corrupt(
+            "catalogue", f"a table cannot be read: {error!r}", "undo the edit, or reinstall shuntserve"
+        ) from error
+
+
 @lru_cache(maxsize=4)
 def load_catalog(directory: Path | None = None) -> Catalog:
     """The catalogue from `directory` (default: the shipped tables)."""
-    root = directory or tables_dir()
-    gpu_rows, link_rows, engine_rows = (_long(root / f"{name}.csv", name[:-1]) for name in ("gpus", "links", "engines"))
-    links = {name: _link(name, row) for name, row in link_rows.items()}
-    gpus = {name: _gpu(name, row) for name, row in gpu_rows.items()}
-    instances = {}
-    for row in _rows(root / "instances.csv"):
-        gpu = gpus[row["gpu"]]
-        instances[row["instance_type"]] = _instance(row, gpu, links[row["link"]])
-    models = {row["model"]: _model(row) for row in _rows(root / "models.csv")}
-    engines = {name: _engine(name, row) for name, row in engine_rows.items()}
-    return Catalog(
-        gpus, instances, models, engines, links, {name: links[row["link"]] for name, row in gpu_rows.items()}
-    )
+    return catalog_from(load_tables(directory))
+
+
+def load_parameters(directory: Path | None = None) -> list[Parameter]:
+    """The fitted parameters: what they mean, where they are written, what physics expects of them."""
+    return [
+        Parameter(
+            name=row["parameter"],
+            prior=float(row["prior"]),
+            low=float(row["low"]),
+            high=float(row["high"]),
+            cells=tuple(_cell(text) for text in row["cells"].split(";")),
+            meaning=row["meaning"],
+        )
+        for row in _rows((directory or tables_dir()) / "parameters.csv")
+    ]
+
+
+def _cell(text: str) -> Cell:
+    table, row, quantity = text.split("/")
+    return table, row, quantity
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -63,7 +124,6 @@ def _aliases(text: str) -> tuple[str, ...]:
 
 def _gpu(name: str, row: Mapping[str, str]) -> Gpu:
     major, minor = row["compute_capability"].split(".")
-    capability = (int(major), int(minor))
     flops = {
         dtype: float(row[f"{dtype}_tflops"]) * 1e12
         for dtype in ("fp16", "bf16", "fp8", "int8", "fp4")
@@ -71,22 +131,17 @@ def _gpu(name: str, row: Mapping[str, str]) -> Gpu:
     }
     if "bf16" in flops:
         flops["fp16"] = flops["bf16"]
-    weights = {"fp16", "int4", "int8"}
-    if capability >= (8, 0):
-        weights |= {"bf16", "fp8", "mxfp4"}
-    if capability >= (10, 0):
-        weights |= {"fp4"}
     return Gpu(
         name=name,
         memory_bytes=float(row["memory_bytes"]),
         bandwidth_bytes_per_s=float(row["bandwidth_gb_s"]) * 1e9,
         flops=flops,
         sms=int(row["sms"]),
-        compute_capability=capability,
+        compute_capability=(int(major), int(minor)),
         bandwidth_efficiency=float(row["bandwidth_efficiency"]),
         gemm_efficiency=float(row["gemm_efficiency"]),
-        weight_dtypes=frozenset(weights),
-        kv_dtypes=frozenset({"fp16", "bf16", "fp8"} if capability >= (8, 9) else {"fp16", "bf16"}),
+        weight_dtypes=frozenset(row["weight_dtypes"].split(";")),
+        kv_dtypes=frozenset(row["kv_dtypes"].split(";")),
         tdp_w=float(row["tdp_w"]),
         aliases=_aliases(row.get("aliases", "")),
     )
@@ -126,7 +181,7 @@ def _engine(name: str, row: Mapping[str, str]) -> EngineProfile:
         if key.endswith("_us"):
             values[key[:-3] + "_s"] = float(text) * 1e-6
         elif fields[key].type in ("int", "bool"):
-            values[key] = bool(int(text)) if fields[key].type == "bool" else int(text)
+            values[key] = bool(float(text)) if fields[key].type == "bool" else int(float(text))
         else:
             values[key] = float(text)
     return EngineProfile(name, **values)  # type: ignore[arg-type]

@@ -7,8 +7,10 @@ refits the times from a user's own measurements.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
+from shuntserve.core.hardware import GIB, Gpu
 from shuntserve.errors import InvalidInput
 
 BYTES = {
@@ -64,7 +66,8 @@ class EngineProfile:
 
     Memory: the engine takes `memory_utilization` of a GPU; `runtime_bytes` (context, communicators, workspaces) and
     `graph_bytes` (captured CUDA graphs) come off it before the KV cache. With `reserves_output` a sequence is only
-    admitted when its whole output would fit.
+    admitted when its whole output would fit. `large_…` are the engine's own defaults on GPUs with much memory (see
+    `tuned_for`); 0 where it has none.
     """
 
     name: str
@@ -73,7 +76,9 @@ class EngineProfile:
     graph_bytes: float = 0.5e9
     block_tokens: int = 16
     max_seqs: int = 256
-    max_batched_tokens: int = 8192
+    max_batched_tokens: int = 2048
+    large_max_seqs: int = 0
+    large_max_batched_tokens: int = 0
     reserves_output: bool = False
     step_s: float = 1e-3
     seq_s: float = 20e-6
@@ -94,6 +99,13 @@ class EngineProfile:
                 raise InvalidInput(f"engine {self.name}", f"{label} is {value}", "give a positive, finite number")
         if self.memory_utilization > 1:
             raise InvalidInput(f"engine {self.name}", "memory_utilization exceeds 1", "give a fraction of the GPU")
+
+    def tuned_for(self, gpus: Iterable[Gpu]) -> EngineProfile:
+        """The limits that vLLM chooses by itself when all `gpus` have at least 70 GiB and are no A100."""
+        large = all(gpu.memory_bytes >= 70 * GIB and not gpu.name.startswith("A100") for gpu in gpus)
+        if not large or not self.large_max_seqs:
+            return self
+        return replace(self, max_seqs=self.large_max_seqs, max_batched_tokens=self.large_max_batched_tokens)
 
     def host_s(self, in_flight: float, per_micro: float) -> float:
         """Host seconds in one round of `in_flight` micro-batches of `per_micro` sequences through the pipeline."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from shuntserve.core.engine_profile import EngineProfile, Precision
-from shuntserve.core.hardware import SINGLE_FLOW_BYTES_PER_S, Gpu, Instance, Link
+from shuntserve.core.hardware import Gpu, Instance, Link
 from shuntserve.core.model_shape import ModelShape
 from shuntserve.core.roofline import StageRates, Step, stage_rates
 from shuntserve.errors import InvalidInput
@@ -24,7 +24,7 @@ class StageSpec:
     first: int
     end: int
     instance_type: str = ""
-    network_bytes_per_s: float = math.inf
+    flow_bytes_per_s: float = math.inf
 
     @property
     def layers(self) -> int:
@@ -44,7 +44,7 @@ class StageSpec:
                 f"the instance has {instance.usable_gpus} GPU(s)",
                 "lower tp or take a larger type",
             )
-        return cls(instance.gpu, instance.link, tp, first, end, instance.name, instance.network_bytes_per_s)
+        return cls(instance.gpu, instance.link, tp, first, end, instance.name, instance.flow_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +129,7 @@ def stage_costs(
 
 
 def hop_bytes_per_s(sender: StageSpec, receiver: StageSpec, same_machine: bool) -> float:
-    """Bandwidth between two stages: the GPU link inside a machine, else one TCP flow per GPU within both networks.
-
-    A flow is held to 5 Gbit/s (EC2, outside a placement group); unequal stages use as many flows as the wider has GPUs.
-    """
+    """Bandwidth between two stages: the GPU link inside a machine, else one TCP flow within both networks."""
     if same_machine:
         return sender.link.bus(max(sender.tp, 2))
-    flows = max(sender.tp, receiver.tp)
-    return min(flows * SINGLE_FLOW_BYTES_PER_S, sender.network_bytes_per_s, receiver.network_bytes_per_s)
+    return min(sender.flow_bytes_per_s, receiver.flow_bytes_per_s)

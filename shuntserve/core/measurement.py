@@ -1,0 +1,78 @@
+"""A published or own measurement, and what the estimator says to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from shuntserve.core.catalog import Catalog
+from shuntserve.core.engine_profile import Precision
+from shuntserve.core.estimate import pipeline_estimate
+from shuntserve.core.roofline import Step, stage_rates
+from shuntserve.core.stage_text import StageText, build_pipeline
+from shuntserve.core.workload import Workload
+
+REQUESTS = "requests/s"
+LAYER = "s/layer"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`value` of `quantity` with `engine` serving `model` on `stages` (equal layers unless they say).
+
+    `source` groups measurements of one origin; `gpu` is the group for leaving GPUs out. A `batch` is a fixed number of
+    equal requests; without it requests always wait. For `LAYER`, `step` is what one layer was asked to do.
+    """
+
+    source: str
+    gpu: str
+    engine: str
+    model: str
+    stages: tuple[StageText, ...]
+    precision: Precision
+    value: float
+    quantity: str = REQUESTS
+    workload: Workload | None = None
+    batch: int | None = None
+    step: Step | None = None
+    label: str = ""
+
+
+def predict(catalog: Catalog, measurement: Measurement) -> float:
+    """The estimate in the measurement's own quantity. Raises what the estimator raises."""
+    model = catalog.model(measurement.model)
+    engine = catalog.engine(measurement.engine)
+    if measurement.step is not None:
+        stage = measurement.stages[0]
+        gpu = catalog.gpu(stage.place)
+        rates = stage_rates(model, gpu, catalog.link_of(gpu), stage.tp, engine, measurement.precision)
+        return rates.layer_s(model.layers[-1], measurement.step)
+    if measurement.workload is None:
+        raise ValueError("a measurement of requests/s needs a workload")
+    pipeline = build_pipeline(catalog, _even(measurement.stages, model.num_layers), model.num_layers)
+    engine = engine.tuned_for(spec.gpu for spec in pipeline.stages)
+    return pipeline_estimate(
+        model,
+        pipeline.stages,
+        measurement.workload,
+        engine,
+        measurement.precision,
+        batch=measurement.batch,
+        same_machine=pipeline.same_machine,
+    ).throughput_rps
+
+
+def log_error(catalog: Catalog, measurement: Measurement) -> float:
+    """ln(predicted / measured): +0.1 is about 10 % too fast."""
+    return math.log(predict(catalog, measurement) / measurement.value)
+
+
+def _even(stages: tuple[StageText, ...], layers: int) -> list[StageText]:
+    """Layers shared out evenly where none are given."""
+    if any(stage.layers is not None for stage in stages):
+        return list(stages)
+    share, rest = divmod(layers, len(stages))
+    return [
+        StageText(stage.place, stage.is_gpu, stage.tp, share + (1 if i < rest else 0), stage.machine)
+        for i, stage in enumerate(stages)
+    ]
