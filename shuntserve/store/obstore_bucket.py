@@ -135,7 +135,7 @@ class ObstoreBucket:
                 return Found.ABSENT
             except ERRORS:
                 return Found.UNREADABLE
-            return Found.MINE if memoryview(found) == memoryview(body) else Found.ANOTHERS
+            return Found.MINE if bytes(found) == body else Found.ANOTHERS
 
         return create_honestly(
             attempt,
