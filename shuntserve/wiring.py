@@ -39,3 +39,7 @@ def vllm_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> 
         return EngineProcess(VLLM_BACKEND, merged, log_dir / "engine.log")
 
     return make
+
+
+def no_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> None:
+    """No engine at all: for a worker that only commits what is left of a stopped job."""

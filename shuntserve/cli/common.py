@@ -22,8 +22,8 @@ def log_file(data_dir: Path) -> TextIO:
 
 
 def existing_store(url: str | None) -> Bucket:
-    """The store to read from: the one named, else the default. Raises NotFound when there is none."""
+    """The store to read from: the one named, which must exist, or the default."""
     from shuntserve.settings import settings
     from shuntserve.store.open import open_bucket
 
-    return open_bucket(url or settings().store_url, mkdir=False)
+    return open_bucket(url or settings().store_url, mkdir=url is None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shuntserve.cli.common import log_file
+from shuntserve.cli.light import without_torch
 from shuntserve.core.states import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def run(
     given = _given(
         input=inputs or None,
         model=model,
-        output=output,
+        output=_absolute(output),
         name=name,
         rerun=rerun,
         columns=parse_pairs("--column", column or []),
@@ -187,6 +188,11 @@ def run(
     _run(request, JobSpec(**merged(read_spec_file(spec_file) if spec_file else {}, given)), as_json=as_json)
 
 
+def _absolute(place: str | None) -> str | None:
+    """The output is found again from any directory."""
+    return place if place is None or "://" in place else str(Path(place).expanduser().absolute())
+
+
 def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -197,6 +203,8 @@ def _run(request: RunRequest, spec: JobSpec, *, as_json: bool) -> None:
     from shuntserve.cli.progress import TerminalReporter
     from shuntserve.job.run import StopSwitch, run_job
 
+    if not spec.engine.get("trust_remote_code"):  # a model's own tokenizer code may want torch
+        without_torch()
     stop = StopSwitch()
     again = shlex.join(["shuntserve", *sys.argv[1:]])
     with log_file(request.data_dir) as log:

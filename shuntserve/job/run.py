@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,21 +20,24 @@ from shuntserve.core.manifest import Manifest
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.shares import default_workers, worker_environments
 from shuntserve.core.specs import JobSpec
-from shuntserve.core.states import Pause, ended_exit_code, paused_exit_code
+from shuntserve.core.states import Pause, StopCode, ended_exit_code, paused_exit_code
 from shuntserve.errors import InvalidInput
-from shuntserve.job import machine
+from shuntserve.job import control, machine
 from shuntserve.job.carried import carried_type
-from shuntserve.job.final import Final
+from shuntserve.job.final import Final, load_final
 from shuntserve.job.finalize import finalize
 from shuntserve.job.ingest import IngestProgress, ingest
 from shuntserve.job.local import LocalWorkers, WorkerPlan
 from shuntserve.job.local_run import LocalRun
 from shuntserve.job.output_place import OutputPlace
-from shuntserve.job.submission import submit_spec
+from shuntserve.job.submission import load_job, submit_spec
 from shuntserve.job.watch import Snapshot
 from shuntserve.store.check import check_bucket
 from shuntserve.store.open import open_bucket
 from shuntserve.store.port import Bucket
+
+NO_ENGINE = "shuntserve.wiring:no_engine"
+"""What a worker runs that only commits what is left of a stopped job."""
 
 KILL_AFTER_S = 60.0
 """Workers that have not drained by then are killed; what they had checkpointed stays."""
@@ -167,6 +170,29 @@ def run_job(request: RunRequest, spec: JobSpec, reporter: Reporter, stop: StopSw
     reporter.submitted(job, place.url)
     manifest = ingest(bucket, job, on_progress=reporter.ingesting)
     run = LocalRun(bucket, job, manifest, LocalWorkers(bucket, worker_plan(request, bucket, job)))
+    snapshot = _work(run, reporter, stop)
+    if run.pause is not None:
+        return RunResult(job, place.url, snapshot, time.monotonic() - began_s, pause=run.pause)
+    final = finish(bucket, job, manifest, place, reporter)
+    return RunResult(job, place.url, snapshot, time.monotonic() - began_s, final=final)
+
+
+def cancel_job(request: RunRequest, bucket: Bucket, job_id: str, reporter: Reporter, stop: StopSwitch) -> RunResult:
+    """Stop a job for good and write its output. Needs no engine.
+
+    Workers elsewhere commit what they hold; a worker of our own, without an engine, commits the rest. A job that has
+    ended already stays as it ended.
+    """
+    began_s = time.monotonic()
+    job = load_job(bucket, job_id)
+    place = output_place(bucket, job)
+    place.reserve(job_id, bucket.url, overwrite=False)
+    reporter.submitted(job, place.url)
+    manifest = ingest(bucket, job, on_progress=reporter.ingesting)
+    if load_final(bucket, job_id) is None:
+        control.stop(bucket, job_id, uuid.uuid4().hex, StopCode.CANCELLED)
+    plan = replace(worker_plan(request, bucket, job), environments=[{}], engine=NO_ENGINE, engine_options={})
+    run = LocalRun(bucket, job, manifest, LocalWorkers(bucket, plan))
     snapshot = _work(run, reporter, stop)
     if run.pause is not None:
         return RunResult(job, place.url, snapshot, time.monotonic() - began_s, pause=run.pause)

@@ -44,7 +44,7 @@ from shuntserve.store import keys
 from shuntserve.store.open import open_bucket
 from shuntserve.store.port import Bucket
 
-EngineMaker = Callable[[ResolvedJob, Path, Mapping[str, Any]], Callable[[], Engine]]
+EngineMaker = Callable[[ResolvedJob, Path, Mapping[str, Any]], Callable[[], Engine] | None]
 
 
 class Exit(IntEnum):
