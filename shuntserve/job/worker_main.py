@@ -35,7 +35,7 @@ from shuntserve.core.resolved import ResolvedJob
 from shuntserve.engine.port import Engine
 from shuntserve.errors import InvalidInput, ShuntServeError
 from shuntserve.job import claims, machine
-from shuntserve.job.ingest import load_manifest
+from shuntserve.job.manifests import load_manifest
 from shuntserve.job.submission import load_job
 from shuntserve.job.threads import ThreadSpawner
 from shuntserve.job.worker import WorkerLoop
