@@ -1,0 +1,294 @@
+"""Jobs under SIGKILL: real processes, a real store, and a check of every row against an undisturbed run.
+
+`KillTrial` runs `shuntserve run` on planted input, kills its processes at seeded random moments, runs the command
+again whenever it died, and compares what comes out with what an undisturbed run of the same job gave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
+
+VICTIMS = ("worker", "engine", "command", "all")
+WEIGHTS = (5, 5, 2, 1)
+MAX_MODEL_LEN = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """How the workers' engines are made, and how patient the killer is."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    between_kills_s: tuple[float, float]
+    rows: int
+    max_tokens: int
+
+
+STANDIN = EngineChoice(
+    "standin",
+    (
+        "--worker-engine=shuntserve.wiring:standin_engine",
+        '--worker-engine-options={"seats": 8, "step_s": 0.01, "stream_interval": 2}',
+    ),
+    {},
+    between_kills_s=(0.1, 1.5),
+    rows=240,
+    max_tokens=200,
+)
+VLLM = EngineChoice(
+    "vllm",
+    (
+        "--engine=enforce_eager=true",
+        "--engine=max_num_seqs=16",
+        "--engine=dtype=float32",
+        '--worker-engine-options={"cpu_threads": 1}',
+    ),
+    {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    between_kills_s=(1.0, 25.0),
+    rows=96,
+    max_tokens=160,
+)
+ENGINES = {choice.name: choice for choice in (STANDIN, VLLM)}
+
+
+@dataclass(slots=True)
+class Kills:
+    """What was killed so far."""
+
+    by_victim: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VICTIMS, 0))
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_victim.values())
+
+
+class KillTrial:
+    """One input, one undisturbed run, and any number of rounds with kills."""
+
+    def __init__(
+        self, directory: Path, engine: EngineChoice, seed: int, *, workers: int = 2, rows: int | None = None
+    ) -> None:
+        self.directory = directory
+        self.engine = engine
+        self.rng = random.Random(seed)
+        self.workers = workers
+        self.kills = Kills()
+        self.interruptions = 0
+        self.resumed_rows = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        self.model = write_tiny_model(directory / "model", TinyModel())
+        self.input, self.bad_rows = self._write_input(rows or engine.rows)
+        self.expected = self._undisturbed()
+
+    # -- input -----------------------------------------------------------------------------------------------------
+
+    def _write_input(self, rows: int) -> tuple[Path, dict[int, str]]:
+        """Prompts, half of them greedy, half sampled; bad rows planted among them. Returns row index → reject code."""
+        rng = self.rng
+        words = ("river", "stone", "window", "signal", "early", "machine", "garden", "between", "nothing", "letter")
+        records: list[dict[str, Any]] = []
+        for index in range(rows):
+            sampling = {"temperature": 0.0} if rng.random() < 0.5 else {"temperature": 0.9, "top_p": 0.95}
+            records.append(
+                {
+                    "request_id": f"row-{index:05d}",
+                    "prompt": " ".join(rng.choices(words, k=rng.randint(2, 40))),
+                    "max_tokens": rng.randint(self.engine.max_tokens // 8, self.engine.max_tokens),
+                    "sampling_params": json.dumps(sampling | {"ignore_eos": self.engine.name == "vllm"}),
+                    "note": f"carried-{index}",
+                }
+            )
+        bad = dict(
+            zip(
+                rng.sample(range(2, rows), 4),
+                ("empty_prompt", "prompt_too_long", "unknown_parameter", "duplicate_id"),
+                strict=True,
+            )
+        )
+        for index, code in bad.items():
+            match code:
+                case "empty_prompt":
+                    records[index]["prompt"] = ""
+                case "prompt_too_long":
+                    records[index]["prompt"] = "river " * MAX_MODEL_LEN * 2
+                case "unknown_parameter":
+                    records[index]["sampling_params"] = '{"temprature": 1}'
+                case "duplicate_id":
+                    records[index]["request_id"] = records[next(i for i in range(index) if i not in bad)]["request_id"]
+        path = self.directory / "prompts.parquet"
+        pq.write_table(pa.Table.from_pylist(records), path)
+        return path, bad
+
+    # -- the command -----------------------------------------------------------------------------------------------
+
+    def command(self, store: str, output: str, *more: str) -> list[str]:
+        """`shuntserve run` on the planted input."""
+        return [
+            str(Path(sys.executable).with_name("shuntserve")),
+            "run",
+            str(self.input),
+            f"--model={self.model}",
+            f"--store={self.directory / store}",
+            f"--output={self.directory / output}",
+            f"--workers={self.workers}",
+            f"--engine=max_model_len={MAX_MODEL_LEN}",
+            "--seed=7",
+            "--max-reject-fraction=1",
+            "--max-length-finish-fraction=1",
+            "--checkpoint-interval=0.5",
+            "--lease=3",
+            "--json",
+            *self.engine.arguments,
+            *more,
+        ]
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """The command in a session of its own, its standard error in a log."""
+        environment = {**os.environ, **self.engine.environment, "XDG_DATA_HOME": str(self.directory / "data")}
+        with (self.directory / "commands.log").open("ab") as log:
+            return subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+            )
+
+    def _undisturbed(self) -> dict[str, dict[str, Any]]:
+        child = self.start(self.command("store-undisturbed", "out-undisturbed"))
+        out, _ = child.communicate()
+        if child.returncode != 0:
+            raise AssertionError(f"the undisturbed run failed with {child.returncode}: {self.log_tail()}")
+        del out
+        return self.outputs("out-undisturbed")
+
+    def log_tail(self) -> str:
+        """The end of what the commands said."""
+        return (self.directory / "commands.log").read_text()[-4000:]
+
+    def outputs(self, name: str) -> dict[str, dict[str, Any]]:
+        """Rows of a data directory by id; an id that occurs twice is an error."""
+        table = ds.dataset(self.directory / name / "data", format="parquet").to_table()
+        rows: dict[str, dict[str, Any]] = {}
+        for row in table.to_pylist():
+            if row["request_id"] in rows:
+                raise AssertionError(f"{row['request_id']} occurs twice in {name}/data")
+            rows[row["request_id"]] = row
+        return rows
+
+    # -- kills -----------------------------------------------------------------------------------------------------
+
+    def round(self, name: str, budget: int) -> dict[str, Any]:
+        """One job to its end, with up to `budget` kills on the way; returns the last command's summary."""
+        command = self.command(f"store-{name}", f"out-{name}", f"--rerun={name}")
+        child = self.start(command)
+        before = self.kills.total
+        next_kill_s = time.monotonic() + self._wait_s()
+        victim = self._choose()
+        while True:
+            status = child.poll()
+            if status is not None:
+                out = child.stdout.read() if child.stdout is not None else b""
+                if status in (0, 3):
+                    break
+                if status != -signal.SIGKILL:
+                    raise AssertionError(f"the command failed with {status}: {self.log_tail()}")
+                child = self.start(command)
+            if time.monotonic() >= next_kill_s and self.kills.total - before < budget:
+                if self._kill(victim, child):
+                    victim = self._choose()
+                    next_kill_s = time.monotonic() + self._wait_s()
+            time.sleep(0.02)
+        summary: dict[str, Any] = json.loads(out)
+        self.interruptions += summary["interruptions"]
+        self.resumed_rows += summary["resumed_rows"]
+        return summary
+
+    def _wait_s(self) -> float:
+        return self.rng.uniform(*self.engine.between_kills_s)
+
+    def _choose(self) -> str:
+        return self.rng.choices(VICTIMS, WEIGHTS)[0]
+
+    def _kill(self, victim: str, child: subprocess.Popen[bytes]) -> bool:
+        """Kill it if there is one; False when it has not been started yet."""
+        try:
+            command = psutil.Process(child.pid)
+            tree = command.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return False
+        match victim:
+            case "worker":
+                targets = [process for process in tree if _runs(process, "shuntserve.job.worker_main")]
+            case "engine":
+                targets = _engine_processes(tree)
+            case "command":
+                targets = [command]
+            case _:
+                targets = [command, *tree]
+        if not targets:
+            return False
+        if victim in ("worker", "engine"):
+            targets = [self.rng.choice(targets)]
+        for process in targets:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.kills.by_victim[victim] += 1
+        return True
+
+    # -- the verdict -----------------------------------------------------------------------------------------------
+
+    def check(self, name: str) -> None:
+        """Every valid row once with the undisturbed run's text; exactly the planted bad rows as rejects."""
+        got = self.outputs(f"out-{name}")
+        assert got.keys() == self.expected.keys(), f"ids differ: {sorted(got.keys() ^ self.expected.keys())[:10]}"
+        for request_id, row in got.items():
+            expected = self.expected[request_id]
+            for column in ("output_text", "finish_reason", "completion_tokens", "prompt_tokens", "note"):
+                assert row[column] == expected[column], f"{request_id}: {column} differs from the undisturbed run's"
+        rejects = ds.dataset(self.directory / f"out-{name}" / "rejects", format="parquet").to_table().to_pylist()
+        assert {row["source_row"]: row["code"] for row in rejects} == self.bad_rows
+        assert len(rejects) == len(self.bad_rows)
+        manifest = json.loads((self.directory / f"out-{name}" / "_manifest.json").read_text())
+        assert manifest["state"] == "COMPLETED_WITH_REJECTS"
+
+    def survivors(self) -> list[str]:
+        """Command lines of processes of this trial that still run."""
+        marks = (str(self.directory),)
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if process.pid != os.getpid() and "shuntserve" in line and any(mark in line for mark in marks):
+                found.append(line)
+        return found
+
+
+def _runs(process: psutil.Process, module: str) -> bool:
+    try:
+        return module in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _engine_processes(tree: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Engine hosts and everything below them (vLLM's EngineCore)."""
+    hosts = [process for process in tree if _runs(process, "shuntserve.engine.host")]
+    below: list[psutil.Process] = []
+    for host in hosts:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below += host.children(recursive=True)
+    return hosts + below
