@@ -208,10 +208,10 @@ class KillTrial:
                 if status != -signal.SIGKILL:
                     raise AssertionError(f"the command failed with {status}: {self.log_tail()}")
                 child = self.start(command)
-            if time.monotonic() >= next_kill_s and self.kills.total - before < budget:
-                if self._kill(victim, child):
-                    victim = self._choose()
-                    next_kill_s = time.monotonic() + self._wait_s()
+            due = time.monotonic() >= next_kill_s and self.kills.total - before < budget
+            if due and self._kill(victim, child):
+                victim = self._choose()
+                next_kill_s = time.monotonic() + self._wait_s()
             time.sleep(0.02)
         summary: dict[str, Any] = json.loads(out)
         self.interruptions += summary["interruptions"]
