@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from shuntserve.errors import InvalidInput
 
@@ -12,14 +13,21 @@ def default_workers(gpus: int, gpus_each: int) -> int:
     return max(1, gpus // gpus_each)
 
 
-def worker_environments(workers: int, cores: int, gpus: Sequence[str], gpus_each: int) -> list[dict[str, str]]:
-    """Environment variables that keep workers out of each other's way.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One worker's part of the machine: the environment that says which GPUs it sees, or its number of threads."""
+
+    environment: Mapping[str, str]
+    cpu_threads: int | None = None
+
+
+def shares(workers: int, cores: int, gpus: Sequence[str], gpus_each: int) -> list[Share]:
+    """What keeps workers out of each other's way.
 
     Raises InvalidInput when there are GPUs, but too few of them for this many workers.
     """
     if not gpus:
-        threads = str(max(1, cores // workers))
-        return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
+        return [Share({}, max(1, cores // workers))] * workers
     if workers * gpus_each > len(gpus):
         raise InvalidInput(
             "--workers",
@@ -27,4 +35,4 @@ def worker_environments(workers: int, cores: int, gpus: Sequence[str], gpus_each
             f"use at most {len(gpus) // gpus_each} workers, or fewer GPUs for each",
         )
     groups = [gpus[worker * gpus_each : (worker + 1) * gpus_each] for worker in range(workers)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+    return [Share({"CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in groups]

@@ -18,7 +18,7 @@ from shuntserve import telemetry
 from shuntserve.core.engine_options import ENGINE_OPTIONS
 from shuntserve.core.manifest import Manifest
 from shuntserve.core.resolved import ResolvedJob
-from shuntserve.core.shares import default_workers, worker_environments
+from shuntserve.core.shares import default_workers, shares
 from shuntserve.core.specs import JobSpec
 from shuntserve.core.states import Pause, StopCode, ended_exit_code, paused_exit_code
 from shuntserve.errors import InvalidInput
@@ -221,16 +221,20 @@ def worker_plan(request: RunRequest, bucket: Bucket, job: ResolvedJob) -> Worker
     gpus = machine.gpus(request.cuda_visible_devices)
     each = int(job.engine.get("tensor_parallel_size", 1)) * int(job.engine.get("pipeline_parallel_size", 1))
     workers = request.workers or default_workers(len(gpus), each)
-    options = {name: value for name, value in job.engine.items() if not ENGINE_OPTIONS[name].changes_results}
+    mine = shares(workers, machine.cores(), gpus, each)
+    options = dict(request.engine_options)
+    if request.engine is None:
+        capacity = {name: value for name, value in job.engine.items() if not ENGINE_OPTIONS[name].changes_results}
+        options = {"cpu_threads": mine[0].cpu_threads, "engine": capacity, **options}
     return WorkerPlan(
         store_url=bucket.url,
         job_id=job.job_id,
-        environments=worker_environments(workers, machine.cores(), gpus, each),
+        environments=[share.environment for share in mine],
         log_dir=request.log_dir(job.job_id),
         log_level=request.log_level,
         checkpoint_interval_s=job.operations.checkpoint_interval_s,
         engine=request.engine,
-        engine_options=request.engine_options if request.engine else options,
+        engine_options=options,
     )
 
 
