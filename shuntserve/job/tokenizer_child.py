@@ -23,6 +23,10 @@ REPLY = pa.schema([pa.field("ids", pa.list_(pa.int32()), nullable=False)])
 def main(arguments: list[str]) -> None:
     """Answer each batch with one batch of the same length, in order."""
     directory, mode, trust_remote_code = arguments
+    if trust_remote_code != "1" and "torch" not in sys.modules:
+        # transformers imports torch when it is there, which takes seconds and hundreds of megabytes; no tokenizer of
+        # its own needs it.
+        sys.modules["torch"] = None  # type: ignore[assignment]
     # Whatever a tokenizer's own code prints must not get between the batches.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,8 +59,9 @@ class ProcessEncoder:
             assert child.process.stdout is not None
             child.process.kill()  # it holds nothing that could be lost
             child.process.wait()
-            child.process.stdin.close()
             child.process.stdout.close()
+            with suppress(BrokenPipeError):  # what it was still to be told
+                child.process.stdin.close()
 
     def _encode_slice(self, texts: Sequence[str], *, special_tokens: bool) -> TokenLists:
         child = self._idle.get()

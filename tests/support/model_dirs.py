@@ -15,16 +15,16 @@ from transformers import PreTrainedTokenizerFast
 
 BOS, EOS = "<s>", "</s>"
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}"
-    "{{ raise_exception('no such role: ' + message['role']) }}"
-    "{%- endif -%}"
-    "[{{ message['role'] }}] {{ message['content'] }}\n"
-    "{%- endfor -%}"
-    "{%- if not enable_thinking | default(true) -%}[no thinking]\n{%- endif -%}"
-    "{%- if add_generation_prompt -%}[assistant] {%- endif -%}"
-)
+CHAT_TEMPLATE = r"""
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}
+{{- raise_exception('no such role: ' + message['role']) -}}
+{%- endif -%}
+{{- '[' + message['role'] + '] ' + message['content'] + '\n' -}}
+{%- endfor -%}
+{%- if not enable_thinking | default(true) -%}{{- '[no thinking]\n' -}}{%- endif -%}
+{%- if add_generation_prompt -%}{{- '[assistant] ' -}}{%- endif -%}
+"""
 
 CORPUS = (
     "the quick brown fox jumps over the lazy dog and runs away into the deep dark forest",
