@@ -27,6 +27,8 @@ from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
 
 VICTIMS = ("worker", "engine", "command", "all")
 WEIGHTS = (5, 5, 2, 1)
+IN_THE_MIDDLE = 0.75
+"""Share of kills that wait until some engine is generating; the others strike at any time, start-up included."""
 MAX_MODEL_LEN = 512
 
 
@@ -62,9 +64,9 @@ VLLM = EngineChoice(
         '--worker-engine-options={"cpu_threads": 1}',
     ),
     {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-    between_kills_s=(1.0, 25.0),
-    rows=96,
-    max_tokens=160,
+    between_kills_s=(0.2, 6.0),
+    rows=160,
+    max_tokens=400,
 )
 ENGINES = {choice.name: choice for choice in (STANDIN, VLLM)}
 
@@ -198,7 +200,7 @@ class KillTrial:
         child = self.start(command)
         before = self.kills.total
         next_kill_s = time.monotonic() + self._wait_s()
-        victim = self._choose()
+        victim, in_the_middle = self._choose()
         while True:
             status = child.poll()
             if status is not None:
@@ -209,8 +211,8 @@ class KillTrial:
                     raise AssertionError(f"the command failed with {status}: {self.log_tail()}")
                 child = self.start(command)
             due = time.monotonic() >= next_kill_s and self.kills.total - before < budget
-            if due and self._kill(victim, child):
-                victim = self._choose()
+            if due and (not in_the_middle or self._generating(name)) and self._kill(victim, child):
+                victim, in_the_middle = self._choose()
                 next_kill_s = time.monotonic() + self._wait_s()
             time.sleep(0.02)
         summary: dict[str, Any] = json.loads(out)
@@ -221,8 +223,18 @@ class KillTrial:
     def _wait_s(self) -> float:
         return self.rng.uniform(*self.engine.between_kills_s)
 
-    def _choose(self) -> str:
-        return self.rng.choices(VICTIMS, WEIGHTS)[0]
+    def _choose(self) -> tuple[str, bool]:
+        return self.rng.choices(VICTIMS, WEIGHTS)[0], self.rng.random() < IN_THE_MIDDLE
+
+    def _generating(self, name: str) -> bool:
+        """Whether a worker that still lives has said that its engine holds sequences."""
+        for path in (self.directory / f"store-{name}").glob("jobs/*/workers/*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                worker = json.loads(path.read_text())
+                facts = worker["facts"]
+                if not worker["gone"] and facts.get("in_engine") and psutil.pid_exists(facts["pid"]):
+                    return True
+        return False
 
     def _kill(self, victim: str, child: subprocess.Popen[bytes]) -> bool:
         """Kill it if there is one; False when it has not been started yet."""

@@ -1,0 +1,43 @@
+"""SIGKILL of worker, engine, command and everything, at seeded random moments: real processes, a real store.
+
+`tests/soak.py` runs the same trial for as long as wanted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.kills import STANDIN, VLLM, KillTrial
+
+
+@pytest.mark.timeout(400)
+def test_a_hundred_kills_lose_double_and_alter_nothing(tmp_path: Path) -> None:
+    """Over a hundred kills of a job on the stand-in engine: ids, rejects and texts are an undisturbed run's."""
+    trial = KillTrial(tmp_path, STANDIN, seed=20, workers=3)
+
+    rounds = 0
+    while trial.kills.total < 100:
+        rounds += 1
+        trial.round(f"r{rounds}", 100 - trial.kills.total)
+        trial.check(f"r{rounds}")
+
+    assert all(trial.kills.by_victim.values()), "every kind of victim was killed"
+    assert trial.resumed_rows > 0
+    assert trial.survivors() == []
+
+
+@pytest.mark.timeout(600)
+def test_rows_of_a_real_engine_survive_kills_with_the_same_text(tmp_path: Path) -> None:
+    """Real vLLM, greedy and sampled rows, at least four kills: every text equals an undisturbed run's."""
+    trial = KillTrial(tmp_path, VLLM, seed=5)
+
+    rounds = 0
+    while trial.kills.total < 4:
+        rounds += 1
+        trial.round(f"r{rounds}", 5)
+        trial.check(f"r{rounds}")
+
+    assert trial.resumed_rows > 0
+    assert trial.survivors() == []
