@@ -89,6 +89,8 @@ ALIASES = {
     "eager": "enforce_eager",
 }
 
+_VALUE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
 ELSEWHERE = {
     "model": "set `model`",
     "tokenizer": "set `tokenizer`",
@@ -139,7 +141,7 @@ def _checked(name: str, option: EngineOption, value: Any) -> Any:
             if not isinstance(value, str) or not value:
                 raise InvalidInput(thing, "must be text", f"got {value!r}")
             if option.choices and value not in option.choices:
-                raise InvalidInput(thing, f"cannot be {value!r}", did_you_mean(value, option.choices))
+                raise InvalidInput(thing, f"cannot be {value!r}", did_you_mean(value, option.choices, _VALUE_ALIASES))
             return value
         case "object":
             if not isinstance(value, Mapping):

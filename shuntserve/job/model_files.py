@@ -13,6 +13,7 @@ from typing import Any
 
 from shuntserve.core.context_length import derive_max_model_len, longest_model_len
 from shuntserve.errors import InvalidInput, NotFound, Unavailable
+from shuntserve.job.hf import auto_config
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 """What is fetched of a hub model: configuration and tokenizer, no weights."""
@@ -166,12 +167,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _with_class_defaults(model: ModelFiles, config: Mapping[str, Any], trust_remote_code: bool) -> Mapping[str, Any]:
     """The text model's configuration with the defaults of its class; the file alone when its class is not known."""
-    from transformers import AutoConfig
-
     nested = config.get("text_config")
     plain = {**config, **nested} if isinstance(nested, Mapping) else config
     try:
-        known = AutoConfig.from_pretrained(model.directory, trust_remote_code=trust_remote_code)
+        known = auto_config().from_pretrained(model.directory, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError):
         return plain
     defaults: dict[str, Any] = known.get_text_config().to_dict()

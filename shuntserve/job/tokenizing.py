@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shuntserve.errors import InvalidInput
+from shuntserve.job.hf import auto_tokenizer
 from shuntserve.job.model_files import ModelFiles, hash_files
 
 _TOKENIZER_FILES = (
@@ -67,13 +68,11 @@ class Encoder(Protocol):
 
 def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool, mode: str = "auto") -> Any:
     """The tokenizer as transformers loads it, with the options vLLM loads it with. Raises InvalidInput."""
-    from transformers import AutoTokenizer
-
     thing = f"tokenizer {files.name}"
     if mode == "mistral":
         raise InvalidInput(thing, "tokenizer_mode mistral is not supported", "use the model's Hugging Face tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(
+        return auto_tokenizer().from_pretrained(
             files.directory,
             trust_remote_code=trust_remote_code,
             use_fast=mode != "slow",

@@ -414,6 +414,7 @@ def test_submitting_needs_neither_torch_nor_vllm(tmp_path: Path, model: Path) ->
     )
 
     assert done.stdout.strip() == "1"
+    assert "PyTorch" not in done.stderr
 
 
 def test_logprobs_are_returned_when_somebody_can_ask_for_them(tmp_path: Path, model: Path) -> None:

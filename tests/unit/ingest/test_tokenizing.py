@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ TEXTS = ["the quick fox", "", "naïve ☃ 🙂", "<s> not special </s>", "x" * 5
 
 
 def lists(encoded: TokenLists) -> list[list[int]]:
-    ends = encoded.offsets.tolist()
-    return [encoded.tokens[begin:end].tolist() for begin, end in zip(ends, ends[1:], strict=False)]
+    return [encoded.tokens[begin:end].tolist() for begin, end in pairwise(encoded.offsets.tolist())]
 
 
 @pytest.mark.parametrize("special_tokens", [True, False])
