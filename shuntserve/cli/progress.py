@@ -72,7 +72,11 @@ class TerminalReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
 
     # -- the run's phases ------------------------------------------------------------------------------------------
 
@@ -136,12 +140,12 @@ class TerminalReporter:
 
     def broken_off(self, again: str) -> None:
         """The user interrupted a phase in which no worker runs."""
-        self._progress.stop()
+        self._stop()
         self.say(f"[yellow]interrupted[/]; nothing is lost. Continue with\n  {escape(again)}")
 
     def ended(self, result: RunResult, again: str) -> None:
         """The result in words."""
-        self._progress.stop()
+        self._stop()
         if result.final is None:
             self.say(f"[yellow]paused[/] after {duration(result.elapsed_s)}: {_why_paused(result)}")
             self.say(f"{_before_again(result)}Continue with\n  {escape(again)}")
