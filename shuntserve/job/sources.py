@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -84,6 +85,8 @@ def translated(location: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if "NoSuchBucket" in _s3_codes(error):
+            raise NotFound(location, "there is no such bucket", "check the bucket's name and region") from error
         raise NotFound(location, "does not exist", _advice_if_missing(location)) from error
     except PermissionError as error:
         advice = "check the AWS credentials" if location.startswith(S3_SCHEMES) else "check the file's permissions"
@@ -91,7 +94,7 @@ def translated(location: str) -> Iterator[None]:
     except IsADirectoryError as error:
         raise InvalidInput(location, "is a directory", "name its files or the directory itself as input") from error
     except OSError as error:
-        if _s3_code(error) in ("PreconditionFailed", "412"):
+        if not _s3_codes(error).isdisjoint(("PreconditionFailed", "412")):
             raise _changed(location) from error
         raise Unavailable(location, f"cannot be read: {error.strerror or type(error).__name__}", "try again") from error
     except _botocore_errors() as error:
@@ -169,8 +172,6 @@ def _find_s3(item: str) -> list[SourceFile]:
             if info["type"] == "file" and not key.endswith("/") and (exact or key == top or _counts_key(key, top))
         ]
         if not entries:
-            if not fs.exists("s3://" + top.split("/", 1)[0]):
-                raise NotFound(item, "there is no such bucket", "check the bucket's name and region")
             raise NotFound(item, "matches no object", "check the key or pattern")
         return [SourceFile(f"s3://{info['name']}", info["size"], _s3_version(info)) for info in entries]
 
@@ -184,11 +185,12 @@ def _s3_version(details: dict[str, Any]) -> str:
     return f"etag:{str(details['ETag']).strip(chr(34))}"
 
 
+@cache
 def s3_filesystem() -> Any:
-    """A new s3fs file system without caches: a listing or an object is never older than the call."""
+    """This process's way to S3. It keeps no listings: what is found is never older than the call."""
     import s3fs
 
-    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, default_cache_type="readahead")
+    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
 
 @contextmanager
@@ -199,9 +201,16 @@ def _open_s3(source: SourceFile) -> Iterator[BinaryIO]:
         yield cast("BinaryIO", file)
 
 
-def _s3_code(error: BaseException) -> str | None:
-    response = getattr(error.__cause__, "response", None)
-    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+def _s3_codes(error: BaseException) -> set[str]:
+    """The error codes S3 answered with, which s3fs keeps as causes of its own errors."""
+    codes: set[str] = set()
+    cause = error.__cause__
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            codes.add(str(response.get("Error", {}).get("Code")))
+        cause = cause.__cause__
+    return codes
 
 
 def _advice_if_missing(location: str) -> str:
