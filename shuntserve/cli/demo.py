@@ -3,8 +3,8 @@
     python -m shuntserve.cli.demo [--directory demo]
 
 It makes a tiny random model and a Parquet of prompts (some bad ones among them), starts `shuntserve run` on two
-workers, kills a worker, an engine and then everything with SIGKILL, runs the same command again, and compares every text with
-those of an undisturbed run. The summary goes to `<directory>/summary.json`.
+workers, kills a worker, an engine and then everything with SIGKILL, runs the same command again, and compares every
+text with those of an undisturbed run. The summary goes to `<directory>/summary.json`.
 """
 
 from __future__ import annotations

@@ -9,14 +9,13 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from shuntserve import telemetry
 from shuntserve.core.engine_options import ENGINE_OPTIONS
-from shuntserve.core.manifest import Manifest
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.shares import default_workers, shares
 from shuntserve.core.specs import JobSpec
@@ -159,22 +158,35 @@ class RunResult:
         }
 
 
-def run_job(request: RunRequest, spec: JobSpec, reporter: Reporter, stop: StopSwitch) -> RunResult:
-    """Run one job to its end, or until `stop` is pressed. Raises the reason when it cannot be run."""
-    began_s = time.monotonic()
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job in its store, with its output reserved."""
+
+    bucket: Bucket
+    job: ResolvedJob
+    place: OutputPlace
+
+
+def submit_job(request: RunRequest, spec: JobSpec) -> Submitted:
+    """Put the job into the store (the same submission is the same job) and reserve its output. Runs nothing."""
     bucket = open_store(request.store_url)
     job = submit_spec(bucket, spec)
     place = output_place(bucket, job)
     place.reserve(job.job_id, bucket.url, overwrite=request.overwrite)
     telemetry.emit(telemetry.Event.JOB_SUBMITTED, job=job.job_id, store=bucket.url, output=place.url)
-    reporter.submitted(job, place.url)
-    manifest = ingest(bucket, job, on_progress=reporter.ingesting)
-    run = LocalRun(bucket, job, manifest, LocalWorkers(bucket, worker_plan(request, bucket, job)))
-    snapshot = _work(run, reporter, stop)
-    if run.pause is not None:
-        return RunResult(job, place.url, snapshot, time.monotonic() - began_s, pause=run.pause)
-    final = finish(bucket, job, manifest, place, reporter)
-    return RunResult(job, place.url, snapshot, time.monotonic() - began_s, final=final)
+    return Submitted(bucket, job, place)
+
+
+def run_job(request: RunRequest, spec: JobSpec, reporter: Reporter, stop: StopSwitch) -> RunResult:
+    """Submit a job and run it to its end, or until `stop` is pressed. Raises the reason when it cannot be run."""
+    return run_submitted(request, submit_job(request, spec), reporter, stop)
+
+
+def run_submitted(request: RunRequest, submitted: Submitted, reporter: Reporter, stop: StopSwitch) -> RunResult:
+    """Run a job that is in its store."""
+    bucket, job = submitted.bucket, submitted.job
+    reporter.submitted(job, submitted.place.url)
+    return _run(submitted, lambda: worker_plan(request, bucket, job), reporter, stop)
 
 
 def cancel_job(request: RunRequest, bucket: Bucket, job_id: str, reporter: Reporter, stop: StopSwitch) -> RunResult:
@@ -183,21 +195,38 @@ def cancel_job(request: RunRequest, bucket: Bucket, job_id: str, reporter: Repor
     Workers elsewhere commit what they hold; a worker of our own, without an engine, commits the rest. A job that has
     ended already stays as it ended.
     """
-    began_s = time.monotonic()
     job = load_job(bucket, job_id)
     place = output_place(bucket, job)
     place.reserve(job_id, bucket.url, overwrite=False)
     reporter.submitted(job, place.url)
-    manifest = ingest(bucket, job, on_progress=reporter.ingesting)
     if load_final(bucket, job_id) is None:
         control.stop(bucket, job_id, uuid.uuid4().hex, StopCode.CANCELLED)
-    plan = replace(worker_plan(request, bucket, job), environments=[{}], engine=NO_ENGINE, engine_options={})
-    run = LocalRun(bucket, job, manifest, LocalWorkers(bucket, plan))
+
+    def plan() -> WorkerPlan:
+        return replace(worker_plan(request, bucket, job), environments=[{}], engine=NO_ENGINE, engine_options={})
+
+    return _run(Submitted(bucket, job, place), plan, reporter, stop)
+
+
+def _run(submitted: Submitted, plan: Callable[[], WorkerPlan], reporter: Reporter, stop: StopSwitch) -> RunResult:
+    began_s = time.monotonic()
+    bucket, job, place = submitted.bucket, submitted.job, submitted.place
+    manifest = ingest(bucket, job, on_progress=reporter.ingesting)
+    run = LocalRun(bucket, job, manifest, LocalWorkers(bucket, plan()))
     snapshot = _work(run, reporter, stop)
-    if run.pause is not None:
-        return RunResult(job, place.url, snapshot, time.monotonic() - began_s, pause=run.pause)
-    final = finish(bucket, job, manifest, place, reporter)
-    return RunResult(job, place.url, snapshot, time.monotonic() - began_s, final=final)
+    final = None
+    if run.pause is None:
+        final = finalize(
+            bucket,
+            job,
+            manifest,
+            carried_type(job),
+            place,
+            uuid.uuid4().hex,
+            lambda done: reporter.finalizing(done, manifest.chunks),
+        )
+        telemetry.emit(telemetry.Event.JOB_FINISHED, job=job.job_id, state=str(final.state))
+    return RunResult(job, place.url, snapshot, time.monotonic() - began_s, final=final, pause=run.pause)
 
 
 def open_store(url: str) -> Bucket:
@@ -236,21 +265,6 @@ def worker_plan(request: RunRequest, bucket: Bucket, job: ResolvedJob) -> Worker
         engine=request.engine,
         engine_options=options,
     )
-
-
-def finish(bucket: Bucket, job: ResolvedJob, manifest: Manifest, place: OutputPlace, reporter: Reporter) -> Final:
-    """Write the output of a job of which every chunk is committed."""
-    final = finalize(
-        bucket,
-        job,
-        manifest,
-        carried_type(job),
-        place,
-        uuid.uuid4().hex,
-        lambda done: reporter.finalizing(done, manifest.chunks),
-    )
-    telemetry.emit(telemetry.Event.JOB_FINISHED, job=job.job_id, state=str(final.state))
-    return final
 
 
 def _work(run: LocalRun, reporter: Reporter, stop: StopSwitch) -> Snapshot:

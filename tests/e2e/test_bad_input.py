@@ -136,7 +136,7 @@ CASES: Sequence[tuple[list[str], Sequence[str]]] = [
 def test_a_mistake_is_one_clear_line(
     answers: dict[tuple[str, ...], tuple[int, str]], command: list[str], words: Sequence[str]
 ) -> None:
-    """Exit code 2 (1 where only the network is missing); the message names what is wrong and what would help, without a traceback."""
+    """Exit code 2 (1 where only the network is missing); the message names what is wrong and what would help."""
     code, message = answers[tuple(command)]
 
     assert code == (1 if "cannot be reached" in message else 2), message
