@@ -268,9 +268,12 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     TouchPoint(
         "vllm.v1.request:Request.__init__",
         "resume",
-        "prompt and prior are told apart by three attributes",
+        "prompt and prior are told apart by these attributes",
         _mentions(
-            r"self\.prompt_token_ids = ", r"self\.num_prompt_tokens = ", r"self\._output_token_ids: list\[int\] = \[\]"
+            r"self\.prefill_stats: PrefillStats \| None",
+            r"self\.prompt_token_ids = ",
+            r"self\.num_prompt_tokens = ",
+            r"self\._output_token_ids: list\[int\] = \[\]",
         ),
     ),
     TouchPoint(
@@ -305,6 +308,12 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         "scheduler",
         "begins a step",
         _mentions(r"total_num_scheduled_tokens=total_num_scheduled_tokens", r"NewRequestData\.from_request"),
+    ),
+    TouchPoint(
+        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        "resume",
+        "without prefill_stats more than the prompt may come from the prefix cache",
+        _mentions(r"if request\.prefill_stats and request\.num_preemptions"),
     ),
     TouchPoint(
         "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",

@@ -52,6 +52,8 @@ def split_prior(request: Any) -> None:
     request.prompt_token_ids = request.prompt_token_ids[:-count]
     request.num_prompt_tokens -= count
     request._output_token_ids.extend(prior)
+    # As in any request that has given output. Otherwise the scheduler asserts that no more than the prompt is cached.
+    request.prefill_stats = None
 
 
 class ResumedRequestState(CachedRequestState):
