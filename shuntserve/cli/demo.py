@@ -189,7 +189,7 @@ class Demo:
 
 def prompts(rng: random.Random) -> list[dict[str, Any]]:
     """Prompts of all lengths, half of them greedy and half sampled, and six rows nobody can answer."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "request_id": f"row-{index:03d}",
             "prompt": "Tell me about the " + " ".join(rng.choices(_WORDS, k=rng.randint(1, 40))),
@@ -198,7 +198,7 @@ def prompts(rng: random.Random) -> list[dict[str, Any]]:
         }
         for index in range(GOOD_ROWS)
     ]
-    bad = [
+    bad: list[dict[str, Any]] = [
         {"request_id": "bad-empty", "prompt": ""},
         {"request_id": "bad-null", "prompt": None},
         {"request_id": "bad-long", "prompt": "river " * 2 * MAX_MODEL_LEN},

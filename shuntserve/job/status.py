@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def job_status(bucket: Bucket, job_id: str) -> JobStatus:
     return JobStatus(job, standing, manifest, snapshot, load_final(bucket, job_id))
 
 
-def job_ids(bucket: Bucket) -> list[str]:
+def job_ids(bucket: Bucket) -> Sequence[str]:
     """All jobs in a store."""
     return bucket.list_dirs("jobs")
 
