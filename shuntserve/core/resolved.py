@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from shuntserve.core.engine_options import ENGINE_OPTIONS, options_that_change_results
 from shuntserve.errors import Corrupt
 
 SCHEMA_VERSION = 1
@@ -106,10 +105,16 @@ class ResolvedJob:
     """None when the submitting machine has no engine installed."""
 
     def with_current(self, current: ResolvedJob) -> ResolvedJob:
-        """This stored job, run the way a later submission of the same job asks: its operations and capacity options."""
-        capacity = {name: value for name, value in current.engine.items() if not ENGINE_OPTIONS[name].changes_results}
+        """This stored job, run the way a later submission of the same job asks.
+
+        The two have one identity, so they differ only in places (input, model, output), limits and capacity options:
+        those are the later one's. The lease stays as stored, because all workers of a job must agree on it.
+        """
         return replace(
-            self, operations=current.operations, engine={**options_that_change_results(self.engine), **capacity}
+            current,
+            operations=replace(current.operations, lease_s=self.operations.lease_s),
+            package_version=self.package_version,
+            engine_version=self.engine_version,
         )
 
     def to_json(self) -> dict[str, Any]:

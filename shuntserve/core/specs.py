@@ -161,7 +161,7 @@ class JobSpec(BaseModel):
     def _one_input_or_several(cls, value: Any) -> Any:
         return tuple(_path(item) for item in (value if isinstance(value, list | tuple) else (value,)))
 
-    @field_validator("output", "model", "tokenizer", mode="before")
+    @field_validator("output", "model", "tokenizer", "chat_template", mode="before")
     @classmethod
     def _paths_are_text(cls, value: Any) -> Any:
         return _path(value)

@@ -158,7 +158,9 @@ def _parquet_rows(source: SourceFile) -> tuple[int, pa.Schema]:
         try:
             parquet = pq.ParquetFile(file)
             return parquet.metadata.num_rows, parquet.schema_arrow
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the file system's; Arrow's own, for a damaged footer, have no number
             raise InvalidInput(
                 source.location, "is not a readable Parquet file", "check that it was written completely"
             ) from error

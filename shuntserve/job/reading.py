@@ -72,7 +72,9 @@ def read_parquet(file: InputFile, fields: Sequence[pa.Field]) -> Iterator[RowBat
             for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=columns, use_threads=False):
                 yield RowBatch(file, first_row, _conform(batch, fields, stated, file.name))
                 first_row += batch.num_rows
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the file system's; Arrow's own, for damaged pages, have no number
             raise InvalidInput(
                 file.location, f"cannot be decoded: {error}", "check the file with another Parquet reader"
             ) from error

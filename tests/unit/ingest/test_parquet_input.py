@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shuntserve.core.sampling import DEFAULT_MAX_TOKENS
-from tests.support.ingesting import ingest_columns
+from shuntserve.errors import InvalidInput
+from tests.support.ingesting import ingest_columns, ingest_files
 
 
 def test_a_prompt_gets_the_tokens_the_tokenizer_gives_it(tmp_path: Path, model: Path, tokenizer: Any) -> None:
@@ -356,6 +358,29 @@ def test_unusual_but_sound_column_types_are_read(tmp_path: Path, model: Path, to
     assert done.by_row[0]["prompt_token_ids"] == tokenizer.encode("the fox")
     assert done.by_row[1]["prompt_token_ids"] == [4, 5]
     assert (done.params(0)["max_tokens"], done.params(1)["max_tokens"]) == (3, DEFAULT_MAX_TOKENS)
+
+
+def test_column_names_may_hold_anything(tmp_path: Path, model: Path, tokenizer: Any) -> None:
+    """Dots, spaces and braces' contents in names are only names; a struct beside a dotted name is not confused with
+    it."""
+    columns = {"my.text": ["the fox"], "my": [{"text": "no", "x": 1}], "größe (cm)": [1.5], "": ["nameless"]}
+
+    done = ingest_columns(tmp_path, model, columns, prompt_template="{my.text}: {größe (cm)}")
+
+    assert tokenizer.decode(done.rows[0]["prompt_token_ids"], skip_special_tokens=True) == "the fox: 1.5"
+    assert done.rows[0]["carried"] == {name: values[0] for name, values in columns.items()}
+
+
+def test_a_damaged_page_ends_the_ingest_with_a_clear_error(tmp_path: Path, model: Path) -> None:
+    """A file whose footer is sound and whose data is not cannot be read in part; nothing is made up for it."""
+    path = tmp_path / "damaged.parquet"
+    pq.write_table(pa.table({"prompt": [f"prompt number {row}" for row in range(500)]}), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[40:400] = b"\xff" * 360
+    path.write_bytes(content)
+
+    with pytest.raises(InvalidInput, match=r"damaged.parquet.*cannot be decoded"):
+        ingest_files(path, model)
 
 
 def _with_generation_config(folder: Path, model: Path, text: str) -> Path:

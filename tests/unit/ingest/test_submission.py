@@ -128,6 +128,19 @@ def test_how_a_job_is_run_is_not_what_it_is(prompts: Path, model: Path) -> None:
     assert load_job(bucket, first.job_id) == first
 
 
+def test_a_job_that_was_moved_is_run_from_where_it_is_now(tmp_path: Path, prompts: Path, model: Path) -> None:
+    """Input and model are read where the latest submission found them; the lease, which workers share, stays."""
+    bucket = open_bucket("memory://moved")
+    moved = shutil.copytree(model, tmp_path / "moved")
+    first = submit_spec(bucket, JobSpec(input=prompts, model=model, lease_s=20))
+
+    again = submit_spec(bucket, JobSpec(input=prompts, model=moved, lease_s=30))
+
+    assert again.job_id == first.job_id
+    assert again.model == str(moved)
+    assert again.operations.lease_s == 20
+
+
 def test_rerun_makes_a_new_job_each_time(prompts: Path, model: Path) -> None:
     """True salts with a new UUID; the same text salts the same way."""
     plain = resolve(JobSpec(input=prompts, model=model))
