@@ -234,7 +234,7 @@ class JobSpec(BaseModel):
                 raw["structured_outputs"] = from_response_format(self.response_format)
         except ValueError as error:
             label = "response_format" if self.response_format is not None else "structured_outputs"
-            raise InvalidInput(label, str(error), "see the README's section on parameters") from error
+            raise InvalidInput(label, str(error), "write one well-formed constraint") from error
         try:
             checked = check_params(raw, limits)
             resolve_params({}, checked)

@@ -96,14 +96,41 @@ def hash_tokenizer(files: ModelFiles) -> str:
 
 
 def make_encoder(tokenizer: Any, files: ModelFiles, *, trust_remote_code: bool, mode: str = "auto") -> Encoder:
-    """The encoder for a tokenizer: in this process when it is written in Rust, else in one process a core."""
+    """The encoder for a tokenizer: in this process when it is written in Rust, else in one process a core.
+
+    A tokenizer class may do something of its own around its Rust part; then it counts as written in Python.
+    """
     if getattr(tokenizer, "is_fast", False) and hasattr(tokenizer, "backend_tokenizer"):
-        return RustEncoder(tokenizer)
+        encoder = RustEncoder(tokenizer)
+        if _agree(tokenizer, encoder):
+            return encoder
     from shuntserve.job.tokenizer_pool import ProcessEncoder
 
     return ProcessEncoder(
         files.directory, trust_remote_code=trust_remote_code, mode=mode, processes=min(8, os.cpu_count() or 1)
     )
+
+
+_PROBES = (
+    "",
+    "Hello, world!",
+    "  two  spaces",
+    "line\n\nline\ttab ",
+    "naïve ☃ 🙂 中文",
+    "<s></s><|endoftext|>[INST]",
+    "12345.6",
+)
+
+
+def _agree(tokenizer: Any, encoder: Encoder) -> bool:
+    """Whether the encoder gives what the tokenizer itself gives, on texts that tokenizers treat differently."""
+    for special_tokens in (True, False):
+        encoded = encoder.encode(_PROBES, special_tokens=special_tokens)
+        for index, text in enumerate(_PROBES):
+            ids = encoded.tokens[encoded.offsets[index] : encoded.offsets[index + 1]].tolist()
+            if ids != list(tokenizer.encode(text, add_special_tokens=special_tokens)):
+                return False
+    return True
 
 
 class RustEncoder:

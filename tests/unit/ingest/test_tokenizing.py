@@ -120,6 +120,23 @@ def test_a_tokenizer_of_another_directory_is_used(tmp_path: Path, model: Path, t
     assert done.rows[0]["prompt_token_ids"] == tokenizer.encode("the fox")
 
 
+class Shouting(PreTrainedTokenizerFast):
+    """A tokenizer class that does something of its own before its Rust part sees the text."""
+
+    def encode(self, text: Any, *arguments: Any, **settings: Any) -> list[int]:
+        return super().encode(text.upper(), *arguments, **settings)
+
+
+def test_a_class_that_changes_texts_before_its_rust_part_is_asked_itself(model: Path) -> None:
+    """Its own `encode` counts, so it gets processes like one written in Python."""
+    encoder = make_encoder(
+        Shouting.from_pretrained(model), ModelFiles(str(model), None, model), trust_remote_code=False
+    )
+    encoder.close()
+
+    assert isinstance(encoder, ProcessEncoder)
+
+
 def test_the_encoder_is_chosen_by_what_the_tokenizer_is(tokenizer: Any, model: Path) -> None:
     """Rust tokenizers stay in this process."""
     encoder = make_encoder(tokenizer, ModelFiles(str(model), None, model), trust_remote_code=False)
