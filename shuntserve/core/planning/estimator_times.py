@@ -1,0 +1,274 @@
+"""The estimator as the planner sees it: tables of stage times and KV room, each entry asked of the estimator itself.
+
+Times are tabulated over micro-batch sizes on a geometric grid and looked up at the next size *below*: no stage gets
+faster with a larger micro-batch, so the table is optimistic and the bound built on it holds. `points` asks at the exact
+sizes instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from shuntserve.core.catalog import Catalog
+from shuntserve.core.engine_profile import EngineProfile, Precision
+from shuntserve.core.estimate import PipelineEstimate, pipeline_estimate, seat_tokens, steady_step
+from shuntserve.core.hardware import Instance
+from shuntserve.core.model_shape import ModelShape
+from shuntserve.core.planning.stage_times import FIRST, LAST, MIDDLE, ONLY, POSITIONS, Regimes, Seat, StageKind
+from shuntserve.core.roofline import StageRates, stage_rates
+from shuntserve.core.stage import StageSpec
+from shuntserve.core.workload import Workload
+from shuntserve.errors import InvalidInput
+
+GRID_RATIO = 1.005
+BELOW_ONE = 24
+"""Marks for fewer seats than stages."""
+
+
+class EstimatorTimes:
+    """`StageTimes` over `core.estimate`: one model, workload, engine and precision on the given instance types."""
+
+    def __init__(
+        self,
+        model: ModelShape,
+        workload: Workload,
+        engine: EngineProfile,
+        precision: Precision,
+        instances: Sequence[Instance],
+        max_stages: int | None = None,
+    ) -> None:
+        self.model, self.workload, self.engine, self.precision = model, workload, engine, precision
+        self.instances = tuple(dict.fromkeys(instances))
+        self._layers = model.num_layers
+        self._max_stages = min(self._layers, max_stages or self._layers)
+        self.unusable: dict[str, str] = {}
+        self._kinds: list[StageKind] = []
+        self._rates: list[StageRates] = []
+        self._instance_of: list[Instance] = []
+        for instance in self.instances:
+            self._admit(instance)
+        self._rows = list(dict.fromkeys(self._rates))  # kinds on equal GPUs and links share one row
+        self._row = np.array([self._rows.index(rates) for rates in self._rates], dtype=np.intp)
+        self._seats = self._seat_tables()  # [row, p, layers]
+        largest = float(engine.max_seqs)
+        steps = max(1, math.ceil(math.log(max(largest, 1.0)) / math.log(GRID_RATIO)))
+        self._grid = np.geomspace(1.0, max(largest, 1.0 + 1e-9), steps + 1)
+        self._grid_times = (
+            np.stack([self._times_at(row, self._grid) for row in range(len(self._rows))])
+            if (self._rows)
+            else np.zeros((0, len(self._grid), 1 + POSITIONS))
+        )
+        self._memo: dict[tuple[int, float], np.ndarray] = {}
+        self._flow = np.array([instance.flow_bytes_per_s for instance in self._instance_of])
+        self._bus = np.array([r.link.bus(max(r.tp, 2)) for r in self._rates])
+
+    # --- what can run at all ---
+
+    def _admit(self, instance: Instance) -> None:
+        gpu, precision = instance.gpu, self.precision
+        if precision.weights not in gpu.weight_dtypes:
+            self.unusable[instance.name] = f"the engine runs no {precision.weights} weights on {gpu.name}"
+            return
+        if precision.kv not in gpu.kv_dtypes:
+            self.unusable[instance.name] = f"the engine keeps no {precision.kv} KV cache on {gpu.name}"
+            return
+        tp = 1
+        while tp <= instance.usable_gpus:
+            try:
+                self.model.check_tp(tp)
+            except InvalidInput as error:
+                self.unusable.setdefault(instance.name, error.cause)
+            else:
+                self._kinds.append(StageKind(instance.name, tp, instance.usable_gpus))
+                self._rates.append(stage_rates(self.model, gpu, instance.link, tp, self.engine, precision))
+                self._instance_of.append(instance)
+            tp *= 2
+
+    @property
+    def layers(self) -> int:
+        return self._layers
+
+    @property
+    def kinds(self) -> tuple[StageKind, ...]:
+        return tuple(self._kinds)
+
+    @property
+    def max_stages(self) -> int:
+        return self._max_stages
+
+    def most_seats(self, stages: int) -> float:
+        return float(self.engine.max_seqs * stages)
+
+    # --- memory ---
+
+    def _seat_tables(self) -> np.ndarray:
+        """Seats that a stage of a row leaves room for, by position and layers; the best range where layers differ."""
+        total = self._layers
+        table = np.zeros((len(self._rows), POSITIONS, total + 1))
+        need = self.workload.mean_input + self.workload.mean_output
+        block, per_seat = self.engine.block_tokens, seat_tokens(self.workload, self.engine)
+        for row, rates in enumerate(self._rows):
+            weights = np.array([rates.weight_bytes_of_layers(i, i + 1) for i in range(total)])
+            kv = np.array([rates.kv_bytes_per_token(i, i + 1) for i in range(total)])
+            budget = rates.kv_budget_bytes()
+            whole = rates.weight_bytes(0, total) - rates.weight_bytes_of_layers(0, total)
+            head = (
+                rates.weight_bytes(total - 1, total) - rates.weight_bytes_of_layers(total - 1, total)
+                if total > 1
+                else whole
+            )
+            tail = rates.weight_bytes(0, 1) - rates.weight_bytes_of_layers(0, 1) if total > 1 else whole
+            for layers in range(1, total + 1):
+                windows_w, windows_kv = _windows(weights, layers), _windows(kv, layers)
+                for position, ends, pick in (
+                    (MIDDLE, 0.0, slice(None)),
+                    (FIRST, tail, slice(0, 1)),
+                    (LAST, head, slice(-1, None)),
+                    (ONLY, whole, slice(0, 1)),
+                ):
+                    room = budget - ends - windows_w[pick]
+                    tokens = np.where(room > 0, np.floor(room / (windows_kv[pick] * block)) * block, 0.0)
+                    best = float(tokens.max())
+                    table[row, position, layers] = max(1.0, best / per_seat) if best >= need else 0.0
+        return table
+
+    def _room(self, seats: np.ndarray) -> np.ndarray:
+        """Most layers that leave room for `seats`, [n, p, kind]."""
+        rows = np.empty((len(seats), POSITIONS, len(self._rows)), dtype=np.int64)
+        for row in range(len(self._rows)):
+            for position in range(POSITIONS):
+                falling = np.maximum.accumulate(self._seats[row, position, :0:-1])  # ascending, layers L … 1
+                fits = len(falling) - np.searchsorted(falling, np.maximum(seats, 1e-9), side="left")
+                rows[:, position, row] = fits
+        return rows[:, :, self._row]
+
+    def seat_levels(self, stages: int, kinds: Sequence[int]) -> np.ndarray:
+        rows = sorted({int(self._row[kind]) for kind in kinds})
+        positions = [ONLY] if stages == 1 else [MIDDLE, FIRST, LAST]
+        levels = np.unique(self._seats[np.ix_(rows, positions)])
+        ceiling = self.most_seats(stages)
+        levels = levels[(levels > 0) & (levels < ceiling)]
+        return np.append(levels, ceiling)
+
+    # --- time ---
+
+    def _times_at(self, row: int, sizes: np.ndarray) -> np.ndarray:
+        """[size, 1 + p]: seconds per layer, then fixed seconds by position."""
+        return np.stack([self._time(row, float(size)) for size in sizes])
+
+    def _time(self, row: int, per_micro: float) -> np.ndarray:
+        rates, step = self._rows[row], steady_step(self.workload, per_micro)
+        parts = rates.time(step)
+        fixed, first, last = parts.fixed_s, parts.first_s, parts.last_s
+        low = (0.0, 0.0, 0.0)
+        if len(self.model.kinds()) > 1:
+            by_shape = {shape: rates.layer_s(shape, step) for shape, _ in self.model.kinds()}
+            low = _lowest_offsets(np.array([by_shape[shape] for shape in self.model.layers]), parts.per_layer_s)
+        return np.array(
+            [
+                parts.per_layer_s,
+                fixed + low[0],
+                fixed + first + low[1],
+                fixed + last + low[2],
+                fixed + first + last,
+            ]
+        )
+
+    def seat_marks(self, stages: int) -> np.ndarray:
+        few = np.geomspace(1.0, stages, BELOW_ONE, endpoint=False) if stages > 1 else np.zeros(0)
+        return np.concatenate((few, stages * self._grid))
+
+    def _regimes(self, stages: int, low: np.ndarray, high: np.ndarray, times: np.ndarray) -> Regimes:
+        """`times` is [n, row, 1 + p], at `high`."""
+        per_micro = np.maximum(high / stages, 1.0)
+        admitted = self.workload.mean_input / self.workload.mean_output
+        size = per_micro * (1.0 + admitted) * 2.0 * self.model.hidden * self.precision.activation_bytes
+        remote = self.engine.remote_stage_s * self.engine.version_factor
+        least = np.minimum(stages, low)
+        round_s = [self.engine.host_s(float(q), float(m)) for q, m in zip(least, per_micro, strict=True)]
+        by_kind = times[:, self._row]
+        return Regimes(
+            stages=stages,
+            low=low,
+            high=high,
+            work=per_micro / self.workload.mean_output,
+            in_flight=np.minimum(float(stages), high),
+            round_s=np.array(round_s),
+            layer_s=by_kind[:, :, 0],
+            fixed_s=np.moveaxis(by_kind[:, :, 1:], 2, 1),
+            room=self._room(low),
+            remote_hop_s=size[:, None] / self._flow + remote,
+            local_hop_s=size[:, None] / self._bus,
+        )
+
+    def regimes(self, stages: int, low: np.ndarray, high: np.ndarray) -> Regimes:
+        per_micro = np.maximum(high / stages, 1.0)
+        index = np.clip(np.searchsorted(self._grid, per_micro * (1 + 1e-12), side="right") - 1, 0, None)
+        return self._regimes(stages, low, high, np.moveaxis(self._grid_times[:, index], 0, 1))
+
+    def points(self, stages: int, seats: np.ndarray) -> Regimes:
+        times = np.empty((len(seats), len(self._rows), 1 + POSITIONS))
+        for i, per_micro in enumerate(np.maximum(seats / stages, 1.0)):
+            for row in range(len(self._rows)):
+                key = (row, float(per_micro))
+                if key not in self._memo:
+                    self._memo[key] = self._time(row, float(per_micro))
+                times[i, row] = self._memo[key]
+        return self._regimes(stages, seats, seats, times)
+
+    # --- the truth ---
+
+    def specs(self, stages: Sequence[Seat]) -> list[StageSpec]:
+        """The stages as the estimator names them."""
+        specs, at = [], 0
+        for seat in stages:
+            specs.append(StageSpec.on(self._instance_of[seat.kind], self._kinds[seat.kind].tp, at, at + seat.layers))
+            at += seat.layers
+        return specs
+
+    def estimate(self, stages: Sequence[Seat]) -> PipelineEstimate:
+        """The estimator's full answer; raises InvalidInput when the model does not fit so."""
+        joined = [seat.joined for seat in stages[:-1]]
+        return pipeline_estimate(
+            self.model, self.specs(stages), self.workload, self.engine, self.precision, same_machine=joined
+        )
+
+    def rps(self, stages: Sequence[Seat]) -> float:
+        try:
+            return self.estimate(stages).throughput_rps
+        except InvalidInput:
+            return 0.0
+
+
+def _windows(values: np.ndarray, width: int) -> np.ndarray:
+    """Sums over every run of `width` neighbours."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    return sums[width:] - sums[:-width]
+
+
+def _lowest_offsets(values: np.ndarray, mean: float) -> tuple[float, float, float]:
+    """How far runs of layers anywhere, at the start and at the end fall short of `mean` times their length at most."""
+    anywhere = at_start = at_end = 0.0
+    for width in range(1, len(values) + 1):
+        windows = _windows(values, width) - mean * width
+        anywhere = min(anywhere, float(windows.min()))
+        at_start, at_end = min(at_start, float(windows[0])), min(at_end, float(windows[-1]))
+    return anywhere, at_start, at_end
+
+
+def estimator_times(
+    catalog: Catalog,
+    model: ModelShape,
+    workload: Workload,
+    engine: EngineProfile,
+    precision: Precision,
+    instance_types: Sequence[str],
+    max_stages: int | None = None,
+) -> EstimatorTimes:
+    """The estimator over the named instance types; raises NotFound for one that the catalogue lacks."""
+    return EstimatorTimes(
+        model, workload, engine, precision, [catalog.instance(name) for name in instance_types], max_stages
+    )

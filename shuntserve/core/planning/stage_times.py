@@ -1,0 +1,114 @@
+"""What the planner must know of an estimator: stage times, KV room and hops, for a point or for a whole range.
+
+The planner reasons about a pipeline of S stages through two numbers. *Seats* C is how many sequences it holds: every
+stage needs KV room for C, and q = in_flight(C) micro-batches are under way. *Period* T is the mean time between
+micro-batches leaving the pipeline. Whatever the estimator does inside, this must hold for each pipeline it accepts:
+
+    requests/s ≤ work(C) / T
+    T ≥ time of every stage             T ≥ every hop
+    q·T ≥ Σ stage times + Σ hops + round(C)
+
+where a stage's time is at least `fixed + layers × layer_s`; and larger batches pay: no time grows faster in C than
+work(C) does. Given C and T each kind of stage holds at most so many layers, and a pipeline is a cover of the model's
+layers: the whole search rests on that.
+
+A `Regimes` with `low < high` holds for *every* C in between: a pipeline with C seats and period T also meets all
+conditions at `high` with the period stretched by work(high)/work(C), which leaves its requests/s as they are, and it
+needs KV room for no more than C ≥ `low` seats. So times are taken at `high` and room at `low`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+MIDDLE, FIRST, LAST, ONLY = range(4)
+POSITIONS = 4
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """`tp` GPUs of one machine type, whatever pool the machine comes from."""
+
+    instance_type: str
+    tp: int
+    machine_gpus: int
+
+
+@dataclass(frozen=True)
+class Regimes:
+    """Numbers for `n` ranges of seats in pipelines of `stages` stages; k runs over kinds, p over positions.
+
+    `room` is the most layers that leave KV room for `low` seats; 0 where even one layer does not.
+    """
+
+    stages: int
+    low: np.ndarray  # [n] seats
+    high: np.ndarray  # [n] seats
+    work: np.ndarray  # [n] requests per period
+    in_flight: np.ndarray  # [n] micro-batches
+    round_s: np.ndarray  # [n] the host's part of a round
+    layer_s: np.ndarray  # [n, k]
+    fixed_s: np.ndarray  # [n, p, k]
+    room: np.ndarray  # [n, p, k] whole layers
+    remote_hop_s: np.ndarray  # [n, k] to or from another machine
+    local_hop_s: np.ndarray  # [n, k] within the machine
+
+    def take(self, index: np.ndarray) -> Regimes:
+        """The ranges at `index`."""
+        return Regimes(
+            self.stages,
+            *(
+                getattr(self, name)[index]
+                for name in (
+                    "low", "high", "work", "in_flight", "round_s", "layer_s", "fixed_s", "room", "remote_hop_s",
+                    "local_hop_s",
+                )
+            ),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One stage of a pipeline on paper: its kind, its layers, and whether the next stage is on the same machine."""
+
+    kind: int
+    layers: int
+    joined: bool = False
+
+
+class StageTimes(Protocol):
+    """An estimator as the planner sees it."""
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+
+    @property
+    def kinds(self) -> tuple[StageKind, ...]:
+        """The kinds of stage that can run the model at all."""
+
+    @property
+    def max_stages(self) -> int:
+        """Longest pipeline considered."""
+
+    def most_seats(self, stages: int) -> float:
+        """No pipeline of `stages` stages holds more sequences."""
+
+    def seat_marks(self, stages: int) -> np.ndarray:
+        """Ascending numbers of seats, close together, at which `regimes` knows times exactly; the last is the most."""
+
+    def regimes(self, stages: int, low: np.ndarray, high: np.ndarray) -> Regimes:
+        """Numbers that hold throughout every range [low, high] of seats."""
+
+    def points(self, stages: int, seats: np.ndarray) -> Regimes:
+        """The estimator's own numbers at exactly these seats."""
+
+    def seat_levels(self, stages: int, kinds: Sequence[int]) -> np.ndarray:
+        """Every number of seats that some split over `kinds` can have, ascending."""
+
+    def rps(self, stages: Sequence[Seat]) -> float:
+        """The estimator's requests/s; 0 when the model does not fit so."""
