@@ -309,8 +309,9 @@ def _table(summary: dict[str, Any]) -> Table:
         "tokens_regenerated": "tokens lost with a process before they were checkpointed",
         "duplicates": "rows answered twice",
         "missing": "rows without answer or reason",
-        "texts_differing": f"of {summary['texts_compared']} texts, those unlike the undisturbed run's",
     }
+    if summary["texts_compared"]:
+        meaning["texts_differing"] = f"of {summary['texts_compared']} texts, those unlike the undisturbed run's"
     title = f"ShuntServe demo: {duration(summary['elapsed_s'])}"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column("", style="bold")
