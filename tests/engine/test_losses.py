@@ -1,0 +1,176 @@
+"""Engines that die, hang, are stopped or orphaned: what the worker sees, and what the next engine makes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shuntserve.engine.port import LossKind, SequenceRequest
+from shuntserve.engine.process import EngineProcess
+from shuntserve.engine.session import Session
+from tests.support import faulty_scheduler, vllm_driver
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+ROWS = 6
+PARAMS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.9},
+    {"temperature": 0.9, "top_p": 0.9, "presence_penalty": 0.8},
+    {"temperature": 0.9, "logprobs": 1},
+    {"temperature": 0.0, "repetition_penalty": 1.2},
+    {"temperature": 0.9, "structured_outputs": {"regex": "[a-f]{100,300}"}},
+]
+
+
+def rows(max_tokens: int = 200) -> list[SequenceRequest]:
+    return [
+        SequenceRequest(
+            f"row {row}",
+            [300 + (11 * row + 17 * i) % 390 for i in range(20 + 9 * row)],
+            {"max_tokens": max_tokens, "seed": row, "ignore_eos": True, **PARAMS[row]},
+        )
+        for row in range(ROWS)
+    ]
+
+
+def engine_of(model: Path, log_path: Path, **options: Any) -> EngineProcess:
+    return vllm_driver.started(
+        vllm_driver.options(model, enable_prefix_caching=False, scheduler_cls=faulty_scheduler.NAME, **options),
+        log_path,
+    )
+
+
+def collect(engine: EngineProcess, tokens: int) -> dict[str, vllm_driver.Output]:
+    """Submit the rows and poll until each has at least so many tokens."""
+    outputs = {request.seq_id: vllm_driver.Output() for request in rows()}
+    engine.submit(rows())
+    while min(len(output.token_ids) for output in outputs.values()) < tokens:
+        for event in engine.poll(1.0):
+            outputs[event.seq_id].take(event)  # type: ignore[union-attr]
+    return outputs
+
+
+def test_rows_survive_a_stop_a_poison_row_and_a_hang(qwen: Path, tmp_path: Path) -> None:
+    """The same rows go through four engines, the first three of which are lost in different ways, each told apart and
+    within ten seconds; the whole equals an undisturbed run, and only crash and hang are blamed on rows."""
+    engine = engine_of(qwen, tmp_path / "1.log")
+    undisturbed = vllm_driver.generate(engine, rows())
+
+    # stopped from outside
+    so_far = collect(engine, 20)
+    core = engine.process_ids[1]
+    before_s = time.monotonic()
+    os.kill(core, signal.SIGSTOP)
+    lost, late = vllm_driver.until_lost(engine, within_s=15)
+    assert lost.kind is LossKind.KILLED, lost
+    assert time.monotonic() - before_s < 10
+    assert engine.process_ids == ()
+    for delta in late:
+        so_far[delta.seq_id].take(delta)
+
+    # a poison row crashes the next one
+    def continued(outputs: dict[str, vllm_driver.Output]) -> list[SequenceRequest]:
+        return [
+            SequenceRequest(row.seq_id, row.prompt_token_ids, row.params, outputs[row.seq_id].token_ids)
+            for row in rows()
+        ]
+
+    engine = engine_of(qwen, tmp_path / "2.log")
+    poison = SequenceRequest(
+        "poison", faulty_scheduler.marked([300, 301], faulty_scheduler.ABORT), {"max_tokens": 9, "seed": 0}
+    )
+    before_s = time.monotonic()
+    engine.submit([*continued(so_far), poison])
+    lost, _ = vllm_driver.until_lost(engine, within_s=15)
+    assert lost.kind is LossKind.CRASHED, lost
+    assert "SIGABRT" in lost.detail
+    assert time.monotonic() - before_s < 5
+
+    # a row hangs the third
+    engine = engine_of(qwen, tmp_path / "3.log")
+    hang = SequenceRequest(
+        "hang",
+        faulty_scheduler.marked([300, 301], faulty_scheduler.HANG),
+        {"max_tokens": 9, "temperature": 0.0, "seed": 0},
+    )
+    engine.submit([hang])
+    before_s = time.monotonic()
+    lost, _ = vllm_driver.until_lost(engine, within_s=15)
+    assert lost.kind is LossKind.HUNG, lost
+    assert time.monotonic() - before_s < 10
+    assert engine.process_ids == ()
+
+    # the fourth finishes; its core then fails by an exception, whose text is the cause
+    engine = engine_of(qwen, tmp_path / "4.log")
+    rest = vllm_driver.generate(engine, continued(so_far))
+    for name, whole in undisturbed.items():
+        assert so_far[name].token_ids + rest[name].token_ids == whole.token_ids, name
+        assert rest[name].text == whole.text
+        assert rest[name].finish_reason == whole.finish_reason
+    engine.submit(
+        [SequenceRequest("raise", faulty_scheduler.marked([300], faulty_scheduler.RAISE), {"max_tokens": 9, "seed": 0})]
+    )
+    lost, _ = vllm_driver.until_lost(engine, within_s=15)
+    assert lost.kind is LossKind.CRASHED
+    assert "RuntimeError: planted fault" in lost.detail
+
+
+def test_no_engine_process_outlives_a_killed_worker(qwen: Path, tmp_path: Path) -> None:
+    """SIGKILL of the worker in the middle of generation ends host and core, even a core that is stopped."""
+    program = (
+        "from pathlib import Path\n"
+        "from shuntserve.engine.port import SequenceRequest\n"
+        "from tests.support import vllm_driver\n"
+        f"options = vllm_driver.options(Path({str(qwen)!r}))\n"
+        f"engine = vllm_driver.started(options, Path({str(tmp_path / 'engine.log')!r}))\n"
+        "engine.submit([SequenceRequest('a', [300], {'max_tokens': 500, 'seed': 0, 'ignore_eos': True})])\n"
+        "engine.poll(10.0)\n"
+        "print(*engine.process_ids, flush=True)\n"
+        "while True: engine.poll(1.0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as worker:
+        assert worker.stdout is not None
+        host, core = (int(pid) for pid in worker.stdout.readline().split())
+        os.kill(core, signal.SIGSTOP)
+
+        worker.kill()
+
+    session = Session(host)
+    deadline_s = time.monotonic() + 5
+    while session.members() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    left = session.members()
+    session.kill()
+    assert left == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"model": "/nowhere/at/all"}, "is not a directory"),
+        ({"engine": {"max_model_len": 100_000}}, "max_model_len"),
+        ({"engine": {"max_num_sequences": 4}}, "max_num_seqs"),
+        ({"stream_interval": 4}, "stream_interval_tokens"),
+        ({"scheduling_policy": "random"}, "fcfs"),
+    ],
+)
+def test_options_that_cannot_work_are_invalid(qwen: Path, tmp_path: Path, change: dict[str, Any], cause: str) -> None:
+    """Such an engine says what is wrong, in words for the user, and is not to be tried again."""
+    options = {**vllm_driver.options(qwen), **change}
+    engine = EngineProcess(vllm_driver.BACKEND, options, tmp_path / "engine.log")
+    engine.start()
+
+    lost, _ = vllm_driver.until_lost(engine, within_s=vllm_driver.START_TIMEOUT_S)
+
+    assert lost.kind is LossKind.INVALID, lost
+    assert cause in lost.detail
