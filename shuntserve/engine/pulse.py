@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -45,6 +44,11 @@ class PulsePage:
         self._page = mmap.mmap(self._descriptor, mmap.PAGESIZE)
 
     @property
+    def page(self) -> mmap.mmap:
+        """The memory itself, for a writer in this process."""
+        return self._page
+
+    @property
     def path(self) -> str:
         """Where a descendant opens it; it vanishes with this process."""
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
@@ -76,16 +80,15 @@ class StepClock:
         finally:
             os.close(descriptor)
 
-    def begin(self, tokens: int, *, first_time: bool = False) -> None:
+    def begin(self, tokens: int, now_s: float, *, first_time: bool = False) -> None:
         """A step over `tokens` tokens starts; `first_time` when it does something this engine has not done before."""
         if not self._open:
-            self._oldest_started_s = time.monotonic()
+            self._oldest_started_s = now_s
         self._open.append(tokens)
         self._write(_FIRST_TIME_PATIENCE_S if first_time else 0.0)
 
-    def end(self) -> None:
+    def end(self, now_s: float) -> None:
         """The oldest step has finished."""
-        now_s = time.monotonic()
         tokens = self._open.popleft()
         took_s = now_s - self._oldest_started_s
         self._small_step_s *= _FADING

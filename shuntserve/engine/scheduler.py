@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,7 @@ class ResumeMixin:
         output = super().schedule(*args, **keywords)  # type: ignore[misc]
         if output.total_num_scheduled_tokens > 0:
             first_time = any(request_id in output.num_scheduled_tokens for request_id in self._untried)
-            self._clock.begin(output.total_num_scheduled_tokens, first_time=first_time)
+            self._clock.begin(output.total_num_scheduled_tokens, time.monotonic(), first_time=first_time)
         elif any(_waits_for_grammar(request) for request in self.waiting):  # type: ignore[attr-defined]
             self._clock.wait_for_grammar()
         return output
@@ -78,7 +79,7 @@ class ResumeMixin:
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         if scheduler_output.total_num_scheduled_tokens > 0:
-            self._clock.end()
+            self._clock.end(time.monotonic())
         if self._untried:
             self._note_tried(scheduler_output.num_scheduled_tokens)
         return outputs

@@ -1,0 +1,97 @@
+"""What we rely on inside vLLM still holds, and when it does not, an engine refuses to start and says so."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shuntserve.engine import compat
+from shuntserve.engine.port import LossKind
+from shuntserve.engine.process import EngineProcess
+from shuntserve.errors import InvalidInput
+from tests.support import vllm_driver
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+
+def name_of(point: compat.TouchPoint) -> str:
+    return f"{point.where.removeprefix('vllm.')} for {point.used_by}"
+
+
+@pytest.mark.parametrize("point", compat.TOUCH_POINTS, ids=name_of)
+def test_touch_point_holds(point: compat.TouchPoint) -> None:
+    """The installed vLLM has what this module of ours needs of it."""
+    point.check()
+
+
+@pytest.mark.parametrize("point", compat.TOUCH_POINTS, ids=name_of)
+def test_a_doctored_touch_point_is_noticed(point: compat.TouchPoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When vLLM changes this place, the check fails and names the place, the user and the supported releases."""
+    module_name, _, qualified = point.where.partition(":")
+    if qualified:
+        owner: Any = importlib.import_module(module_name)
+        *path, last = qualified.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        monkeypatch.setattr(owner, last, _changed)
+    else:
+        monkeypatch.setitem(__import__("sys").modules, module_name, types.ModuleType(module_name))
+
+    with pytest.raises(InvalidInput) as refused:
+        point.check()
+
+    assert point.where in str(refused.value)
+    assert point.used_by in str(refused.value)
+    assert "0.32" in refused.value.next_step
+
+
+def _changed(anything: object) -> None:
+    """What a later release might have instead."""
+
+
+def test_a_removed_touch_point_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renamed method is reported like a changed one, not as an AttributeError."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.delattr(Scheduler, "_handle_blocked_waiting_request")
+
+    with pytest.raises(InvalidInput, match="_handle_blocked_waiting_request"):
+        compat.check_touch_points(v2_runner=False)
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.31.9", "0.320.0", "1.0", ""])
+def test_other_releases_are_refused_by_name(version: str) -> None:
+    """The message names the version found and those supported."""
+    with pytest.raises(InvalidInput, match=r"is not supported — install vLLM 0\.32"):
+        compat.check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0.dev1+cpu", "0.32"])
+def test_supported_releases_are_taken(version: str) -> None:
+    """Patch releases and builds of a supported release pass."""
+    compat.check_version(version)
+
+
+def test_an_engine_on_an_unsupported_vllm_is_invalid(qwen: Path, tmp_path: Path) -> None:
+    """The refusal reaches the worker before vLLM is even imported, and is not retried."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.metadata as metadata\n"
+        "real = metadata.version\n"
+        "metadata.version = lambda name: '0.99.0' if name.startswith('vllm') else real(name)\n"
+    )
+    engine = EngineProcess(
+        vllm_driver.BACKEND,
+        vllm_driver.options(qwen),
+        tmp_path / "engine.log",
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    engine.start()
+
+    lost, _ = vllm_driver.until_lost(engine, within_s=60)
+
+    assert lost.kind is LossKind.INVALID
+    assert "vLLM 0.99.0: is not supported — install vLLM 0.32" in lost.detail
