@@ -40,9 +40,12 @@ MAX_MODEL_LEN = 1024
 class Setting:
     """One configuration of both sides."""
 
-    """s: int seats: int max_tokens: int threads: int bare: str """`inline`: the engine core in the caller's own
-    process, the fastest that plain vLLM has on a CPU; `process`: its default.
-    """
+    rows: int
+    seats: int
+    max_tokens: int
+    threads: int
+    bare: str
+    """`inline`: the engine core in the caller's own process, the fastest plain vLLM; `process`: its default."""
     dtype: str = "float32"
 
     def engine(self) -> dict[str, Any]:
