@@ -66,7 +66,7 @@ class EngineProfile:
 
     Memory: the engine takes `memory_utilization` of a GPU; `runtime_bytes` (context, communicators, workspaces) and
     `graph_bytes` (captured CUDA graphs) come off it before the KV cache. With `reserves_output` a sequence is only
-    admitted when its whole output would fit. `large_…` are the engine's own defaults on GPUs with much memory (see
+    admitted when its whole output would fit; else `watermark` of the cache stays free on admission. `large_…` are the engine's own defaults on GPUs with much memory (see
     `tuned_for`); 0 where it has none.
     """
 
@@ -80,6 +80,7 @@ class EngineProfile:
     large_max_seqs: int = 0
     large_max_batched_tokens: int = 0
     reserves_output: bool = False
+    watermark: float = 0.0
     step_s: float = 1e-3
     seq_s: float = 20e-6
     micro_batch_s: float = 1e-3

@@ -49,10 +49,11 @@ class JobEstimate:
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """A replica: its stages in order, and which neighbours share a machine (default: none)."""
+    """A replica: its stages in order, which neighbours share a machine (default: none), and a cap on its requests."""
 
     stages: tuple[StageSpec, ...]
     same_machine: tuple[bool, ...] = ()
+    max_concurrency: int | None = None
 
 
 def job_estimate(
@@ -206,6 +207,8 @@ class _Run:
         self.path = list(zip(self.stages, [*fixed, 0.0], [*per_token, 0.0], strict=True))
         self.slots = [_Slot() for _ in costs]
         self.capacity = min(cost.kv_tokens for cost in costs) // len(costs)
+        most = spec.max_concurrency or engine.max_seqs * len(costs)
+        self.most_running = min(engine.max_seqs, math.ceil(most / len(costs)))
         self.place = " → ".join(cost.spec.place for cost in costs)
         self.active = self.finished = self.preemptions = self.tokens_out = 0
         self.finish_s = self.first_token_s = 0.0
@@ -243,14 +246,14 @@ class _Run:
 
     def _admit(self, slot: _Slot) -> None:
         budget = self.engine.max_batched_tokens - slot.decoding - sum(s.to_prefill for s in slot.prefilling)
-        while budget > 0 and slot.running < self.engine.max_seqs:
+        while budget > 0 and slot.running < self.most_running:
             if self.preempted:
                 sequence = self.preempted[0]
             elif self.queue:
                 sequence = _Sequence(*self.queue[0], started=False)
             else:
                 return
-            if slot.held + self._need(sequence) > self.capacity:
+            if slot.held + self._need(sequence) > self.capacity * (1.0 - self.engine.watermark * bool(slot.running)):
                 if not slot.running and sequence.prompt + sequence.outputs > self.capacity:
                     raise InvalidInput(
                         f"a request of {sequence.prompt} + {sequence.outputs} tokens",

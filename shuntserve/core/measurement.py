@@ -6,14 +6,32 @@ import math
 from dataclasses import dataclass
 
 from shuntserve.core.catalog import Catalog
-from shuntserve.core.engine_profile import Precision
+from shuntserve.core.engine_profile import EngineProfile, Precision
 from shuntserve.core.estimate import pipeline_estimate
+from shuntserve.core.model_shape import ModelShape
 from shuntserve.core.roofline import Step, stage_rates
 from shuntserve.core.stage_text import StageText, build_pipeline
 from shuntserve.core.workload import Workload
 
 REQUESTS = "requests/s"
 LAYER = "s/layer"
+KERNEL = "s/kernel"
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """One all-reduce of `message_bytes` over the stage's GPUs."""
+
+    message_bytes: float
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """One matrix multiplication of `m` rows by an `n` × `k` weight on one GPU."""
+
+    m: int
+    n: int
+    k: int
 
 
 @dataclass(frozen=True)
@@ -21,7 +39,8 @@ class Measurement:
     """`value` of `quantity` with `engine` serving `model` on `stages` (equal layers unless they say).
 
     `source` groups measurements of one origin; `gpu` is the group for leaving GPUs out. A `batch` is a fixed number of
-    equal requests; without it requests always wait. For `LAYER`, `step` is what one layer was asked to do.
+    equal requests; without it requests always wait. For `LAYER`, `step` is what one layer was asked to do; for
+    `KERNEL`, `kernel` is what ran alone.
     """
 
     source: str
@@ -35,6 +54,7 @@ class Measurement:
     workload: Workload | None = None
     batch: int | None = None
     step: Step | None = None
+    kernel: AllReduce | Matmul | None = None
     label: str = ""
 
 
@@ -42,11 +62,8 @@ def predict(catalog: Catalog, measurement: Measurement) -> float:
     """The estimate in the measurement's own quantity. Raises what the estimator raises."""
     model = catalog.model(measurement.model)
     engine = catalog.engine(measurement.engine)
-    if measurement.step is not None:
-        stage = measurement.stages[0]
-        gpu = catalog.gpu(stage.place)
-        rates = stage_rates(model, gpu, catalog.link_of(gpu), stage.tp, engine, measurement.precision)
-        return rates.layer_s(model.layers[-1], measurement.step)
+    if measurement.step is not None or measurement.kernel is not None:
+        return _alone(catalog, measurement, model, engine)
     if measurement.workload is None:
         raise ValueError("a measurement of requests/s needs a workload")
     pipeline = build_pipeline(catalog, _even(measurement.stages, model.num_layers), model.num_layers)
@@ -60,6 +77,21 @@ def predict(catalog: Catalog, measurement: Measurement) -> float:
         batch=measurement.batch,
         same_machine=pipeline.same_machine,
     ).throughput_rps
+
+
+def _alone(catalog: Catalog, measurement: Measurement, model: ModelShape, engine: EngineProfile) -> float:
+    """Seconds of one layer or one kernel."""
+    stage = measurement.stages[0]
+    instance = None if stage.is_gpu else catalog.instance(stage.place)
+    gpu = instance.gpu if instance else catalog.gpu(stage.place)
+    link = instance.link if instance else catalog.link_of(gpu)
+    match measurement.kernel:
+        case AllReduce(message_bytes):
+            return link.all_reduce_s(message_bytes, stage.tp)
+        case Matmul(m, n, k):
+            return stage_rates(model, gpu, link, 1, engine, measurement.precision).gemm_s(m, n, k)
+    rates = stage_rates(model, gpu, link, stage.tp, engine, measurement.precision)
+    return rates.layer_s(model.layers[-1], measurement.step or Step())
 
 
 def log_error(catalog: Catalog, measurement: Measurement) -> float:
