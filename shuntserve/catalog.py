@@ -17,6 +17,9 @@ from shuntserve.core.model_shape import LayerShape, ModelShape
 from shuntserve.core.parameters import Cell, Parameter
 from shuntserve.errors import Corrupt
 
+INSTANCES_FILE, ZONE_PRICES_FILE, CALIBRATION_FILE = "instances.csv", "zone_prices.csv", "calibration.csv"
+"""What may lie in the user's own catalogue directory."""
+
 _REPOSITORY_TABLES = Path(__file__).resolve().parent.parent / "datasets"
 
 
@@ -35,6 +38,7 @@ class Tables:
     engines: Mapping[str, Mapping[str, str]]
     instances: Sequence[Mapping[str, str]]
     models: Sequence[Mapping[str, str]]
+    zone_prices: Sequence[Mapping[str, str]] = ()
 
     def value(self, cell: Cell) -> float:
         table, row, quantity = cell
@@ -69,6 +73,7 @@ def catalog_from(tables: Tables) -> Catalog:
             models={row["model"]: _model(row) for row in tables.models},
             engines={name: _engine(name, row) for name, row in tables.engines.items()},
             links=links,
+            zone_usd_per_h={(row["instance_type"], row["zone"]): float(row["usd_per_h"]) for row in tables.zone_prices},
             gpu_links={name: links[row["link"]] for name, row in tables.gpus.items()},
         )
     except (KeyError, ValueError) as error:
@@ -77,10 +82,35 @@ def catalog_from(tables: Tables) -> Catalog:
         ) from error
 
 
+def user_directory() -> Path:
+    """Where refreshed types and prices and the user's own calibration are kept."""
+    from shuntserve.settings import settings
+
+    return settings().data_dir / "catalog"
+
+
 @lru_cache(maxsize=4)
-def load_catalog(directory: Path | None = None) -> Catalog:
-    """The catalogue from `directory` (default: the shipped tables)."""
-    return catalog_from(load_tables(directory))
+def load_catalog(user: Path | None = None) -> Catalog:
+    """The shipped catalogue, with what `catalog refresh` and `calibrate` left in directory `user` on top."""
+    tables = load_tables()
+    return catalog_from(tables if user is None else with_user_tables(tables, user))
+
+
+def with_user_tables(tables: Tables, user: Path) -> Tables:
+    """`tables` with the user's refreshed instance types and prices and own calibration, where there are any."""
+    refreshed = {row["instance_type"]: row for row in _optional_rows(user / INSTANCES_FILE)}
+    instances = [{**row, **refreshed.pop(row["instance_type"], {})} for row in tables.instances]
+    zone_prices = _optional_rows(user / ZONE_PRICES_FILE) or tables.zone_prices
+    merged = replace(tables, instances=[*instances, *refreshed.values()], zone_prices=zone_prices)
+    cells = {
+        (row["table"], row["row"], row["quantity"]): float(row["value"])
+        for row in _optional_rows(user / CALIBRATION_FILE)
+    }
+    return merged.with_values(cells) if cells else merged
+
+
+def _optional_rows(path: Path) -> list[dict[str, str]]:
+    return _rows(path) if path.exists() else []
 
 
 def load_parameters(directory: Path | None = None) -> list[Parameter]:

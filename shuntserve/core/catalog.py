@@ -39,6 +39,7 @@ class Catalog:
     engines: Mapping[str, EngineProfile]
     links: Mapping[str, Link]
     gpu_links: Mapping[str, Link]
+    zone_usd_per_h: Mapping[tuple[str, str], float] = field(default_factory=dict)
     _index: dict[str, dict[str, object]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +69,11 @@ class Catalog:
 
     def engine(self, name: str) -> EngineProfile:
         return self._find("engine", name, self.engines)
+
+    def spot_usd_per_h(self, instance_type: str, zone: str = "") -> float | None:
+        """The spot price last seen in the zone, else the type's usual one; None when neither is known."""
+        instance = self.instance(instance_type)
+        return self.zone_usd_per_h.get((instance.name, zone), instance.spot_usd_per_h)
 
     def _find(self, kind: str, name: str, table: Mapping[str, _T]) -> _T:
         if name in table:

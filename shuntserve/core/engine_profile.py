@@ -66,8 +66,10 @@ class EngineProfile:
 
     Memory: the engine takes `memory_utilization` of a GPU; `runtime_bytes` (context, communicators, workspaces) and
     `graph_bytes` (captured CUDA graphs) come off it before the KV cache. With `reserves_output` a sequence is only
-    admitted when its whole output would fit; else `watermark` of the cache stays free on admission. `large_…` are the engine's own defaults on GPUs with much memory (see
-    `tuned_for`); 0 where it has none.
+    admitted when its whole output would fit; else `watermark` of the cache stays free on admission.
+
+    `large_…` are the engine's own defaults on GPUs with much memory (see `tuned_for`), 0 where it has none.
+    `kv_follows_weights`: its published measurements keep the KV cache in FP8 whenever the weights are FP8 or FP4.
     """
 
     name: str
@@ -81,6 +83,7 @@ class EngineProfile:
     large_max_batched_tokens: int = 0
     reserves_output: bool = False
     watermark: float = 0.0
+    kv_follows_weights: bool = False
     step_s: float = 1e-3
     seq_s: float = 20e-6
     micro_batch_s: float = 1e-3
@@ -107,6 +110,12 @@ class EngineProfile:
         if not large or not self.large_max_seqs:
             return self
         return replace(self, max_seqs=self.large_max_seqs, max_batched_tokens=self.large_max_batched_tokens)
+
+    def precision(self, weights: str, kv: str = "auto") -> Precision:
+        """Types this engine would run with; `kv` "auto" is 16 bits unless the engine follows narrow weights."""
+        if kv == "auto":
+            kv = "fp8" if self.kv_follows_weights and weights in ("fp8", "fp4") else "bf16"
+        return Precision(weights, kv)
 
     def host_s(self, in_flight: float, per_micro: float) -> float:
         """Host seconds in one round of `in_flight` micro-batches of `per_micro` sequences through the pipeline."""

@@ -22,6 +22,7 @@ from shuntserve.core.stage import StageCost, StageSpec, stage_costs
 from shuntserve.errors import InvalidInput
 
 Dispatch = Literal["pull", "wrr"]
+DISPATCHES: tuple[Dispatch, ...] = ("pull", "wrr")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ from shuntserve.errors import InvalidInput
 
 GIB = 1024**3
 GBIT_PER_S = 1e9 / 8
+HOURS_PER_MONTH = 730.0
+MONTHLY_LOSS = {"<5%": 0.025, "5-10%": 0.075, "10-15%": 0.125, "15-20%": 0.175, ">20%": 0.3}
+"""Spot Advisor buckets as the share of machines reclaimed in a month: their middles, 0.3 for the open one."""
 
 # One TCP flow between two instances, outside a cluster placement group (EC2 user guide): 5 Gbit/s.
 SINGLE_FLOW_BYTES_PER_S = 5 * GBIT_PER_S
@@ -112,6 +115,15 @@ class Instance:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+    @property
+    def losses_per_h(self) -> float:
+        """Rate at which one spot machine is reclaimed, from the Spot Advisor's share reclaimed in a trailing month.
+
+        A lower bound in bad weeks: the Advisor averages over a Region and over machines that were hardly running.
+        """
+        share = MONTHLY_LOSS.get(self.interruption or "", MONTHLY_LOSS[">20%"])
+        return -math.log1p(-share) / HOURS_PER_MONTH
 
     @property
     def usable_gpus(self) -> int:

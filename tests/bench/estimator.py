@@ -247,7 +247,8 @@ def as_text(report: Mapping[str, object]) -> str:
     if isinstance(runs, Mapping):
         lines += ["", f"whole runs, Kendall tau {runs['kendall_tau']:.2f}, engine {runs['engine']}"]
         lines += [
-            f"  {r['run']:46} predicted {r['predicted_s']:7.0f} s  measured {r['measured_s']:7.0f} s  {r['ratio'] - 1:+.1%}"
+            f"  {r['run']:44} predicted {r['predicted_s']:6.0f} s  measured {r['measured_s']:6.0f} s"
+            f"  {r['predicted_s'] / r['measured_s'] - 1:+.1%}"
             for r in runs["runs"]
         ]
     return "\n".join(lines)

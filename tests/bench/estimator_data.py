@@ -1,4 +1,4 @@
-"""Reads a data pack's published measurements as `Measurement`s. What the catalogue does not know is listed, not guessed."""
+"""Reads a data pack's published measurements as `Measurement`s; what the catalogue does not know is listed."""
 
 from __future__ import annotations
 
