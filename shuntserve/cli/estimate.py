@@ -61,10 +61,7 @@ def estimate(
     max_num_batched_tokens: Annotated[
         int | None, typer.Option("--max-num-batched-tokens", help="Token budget of a step; default as the engine's.")
     ] = None,
-    as_json: _PIPED_WIDTH = 160
-"""A program or a file that reads the table is given whole lines."""
-
-AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict throughput, latency and memory of pipelines, and how long a finite job takes on them.
 
@@ -315,7 +312,8 @@ def _show(
     )
     for index, e in enumerate(estimates):
         table = Table(
-            *("stage", "layers", "prefill ms", "decode ms", "send ms", "busy", "GB/GPU", "KV tokens", "mostly"), box=None
+            *("stage", "layers", "prefill ms", "decode ms", "send ms", "busy", "GB/GPU", "KV tokens", "mostly"),
+            box=None,
         )
         for s in e.stages:
             table.add_row(
