@@ -45,7 +45,8 @@ class Setting:
     max_tokens: int
     threads: int
     bare: str
-    """`inline`: the engine core in the caller's own process, the fastest plain vLLM; `process`: its default."""
+    """How plain vLLM is laid out. `same`: as in our engine process, an engine core of its own that computes by itself;
+    `default`: as vLLM does it on a CPU, with a worker process below the core; `inline`: all in the caller's process."""
     dtype: str = "float32"
 
     def engine(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Bare:
         script.write_text(BARE)
         given = {
             "model": str(directory / "model"),
-            "engine": setting.engine(),
+            "engine": setting.engine() | ({"distributed_executor_backend": "uni"} if setting.bare == "same" else {}),
             "prompts": [list(prompt) for prompt in prompts],
             "params": list(params),
         }
@@ -251,7 +252,7 @@ def main() -> int:
     parser.add_argument("--seats", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--bare", choices=["inline", "process"], default="inline")
+    parser.add_argument("--bare", choices=["same", "default", "inline"], default="same")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between checkpoints")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -267,12 +268,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         directory = Path(name)
         model = TinyModel(
-            hidden_size=384,
+            hidden_size=512,
             layers=6,
-            heads=6,
-            kv_heads=3,
+            heads=8,
+            kv_heads=4,
             head_dim=64,
-            intermediate_size=1024,
+            intermediate_size=1536,
             max_model_len=MAX_MODEL_LEN,
         )
         write_tiny_model(directory / "model", model)
