@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from shuntserve.core.catalog import Catalog
@@ -92,11 +91,6 @@ def _alone(catalog: Catalog, measurement: Measurement, model: ModelShape, engine
             return stage_rates(model, gpu, link, 1, engine, measurement.precision).gemm_s(m, n, k)
     rates = stage_rates(model, gpu, link, stage.tp, engine, measurement.precision)
     return rates.layer_s(model.layers[-1], measurement.step or Step())
-
-
-def log_error(catalog: Catalog, measurement: Measurement) -> float:
-    """ln(predicted / measured): +0.1 is about 10 % too fast."""
-    return math.log(predict(catalog, measurement) / measurement.value)
 
 
 def _even(stages: tuple[StageText, ...], layers: int) -> list[StageText]:

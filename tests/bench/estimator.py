@@ -21,14 +21,11 @@ from pathlib import Path
 from estimator_data import KERNELS, LAYERS, MAX_LOAD, OTHER, STATIC, SWEEP, TGI, Pack, read_pack
 from estimator_runs import ENGINE, fit_version_factor, whole_runs
 
+from shuntserve.calibrate import fit_tables, log_error
 from shuntserve.catalog import Tables, catalog_from, load_parameters, load_tables, tables_dir
-from shuntserve.core.calibration import fit
 from shuntserve.core.catalog import Catalog
-from shuntserve.core.measurement import Measurement, predict
+from shuntserve.core.measurement import Measurement
 from shuntserve.core.parameters import Parameter, cell_values
-from shuntserve.core.roofline import stage_rates
-from shuntserve.core.stage import stage_cost
-from shuntserve.errors import InvalidInput
 
 # What each source counts in the fit. Two vLLM sweeps and the tables matter most; no source counts by its row number.
 WEIGHTS = {
@@ -79,24 +76,8 @@ def _arguments() -> argparse.Namespace:
 
 def fit_to(tables: Tables, parameters: Sequence[Parameter], measurements: Sequence[Measurement]) -> dict[str, float]:
     """Parameters fitted to `measurements`, starting from their priors."""
-
     used = [m for i, m in enumerate(measurements) if m.source != LAYERS or i % THIN == 0]
-
-    def residuals(values: Mapping[str, float], where: Sequence[int]) -> list[float]:
-        catalog = catalog_from(tables.with_values(cell_values(parameters, values)))
-        stage_cost.cache_clear()
-        stage_rates.cache_clear()
-        return [_log_error(catalog, used[i]) for i in where]
-
-    return fit(parameters, residuals, [m.source for m in used], WEIGHTS).values
-
-
-def _log_error(catalog: Catalog, measurement: Measurement) -> float:
-    """ln(predicted / measured); a model that does not fit counts as a miss by a factor of two."""
-    try:
-        return math.log(predict(catalog, measurement) / measurement.value)
-    except InvalidInput:
-        return -math.log(2)
+    return fit_tables(tables, parameters, used, WEIGHTS).values
 
 
 def build_report(
@@ -108,7 +89,7 @@ def build_report(
     leave_out: bool,
 ) -> dict[str, object]:
     began = time.perf_counter()
-    ratios = [math.exp(_log_error(catalog, m)) for m in pack.measurements]
+    ratios = [math.exp(log_error(catalog, m)) for m in pack.measurements]
     each_s = (time.perf_counter() - began) / len(ratios)
     scored = list(zip(pack.measurements, ratios, strict=True))
     by_source = _by(scored, lambda m: m.source)
@@ -150,7 +131,7 @@ def leave_gpus_out(
         left = [m for m in measurements if m.gpu == gpu]
         values = fit_to(tables, parameters, kept)
         catalog = catalog_from(tables.with_values(cell_values(parameters, values)))
-        scored = [(m, math.exp(_log_error(catalog, m))) for m in left]
+        scored = [(m, math.exp(log_error(catalog, m))) for m in left]
         result[gpu] = {**_score(scored), **{f"mape {s}": v["mape"] for s, v in _by(scored, lambda m: m.source).items()}}
         everything += scored
     by_gpu = [row["mape"] for row in result.values()]
