@@ -53,10 +53,11 @@ def submit(
         workers=workers,
         overwrite=overwrite,
         cuda_visible_devices=here.cuda_visible_devices,
+        size_kv_cache=here.vllm_cpu_kvcache_space is None,
         log_level=here.log_level,
         **more,
     )
-    return Job(request, submit_job(request, spec))
+    return Job(request, submit_job(request, spec, Silent()))
 
 
 @dataclass(frozen=True, slots=True)

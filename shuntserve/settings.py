@@ -23,6 +23,7 @@ class Settings:
     store_url: str
     log_level: str
     cuda_visible_devices: str | None = None
+    vllm_cpu_kvcache_space: str | None = None
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -42,6 +43,7 @@ class Settings:
             store_url=environment.get("SHUNTSERVE_STORE") or (data_dir / "store").as_uri(),
             log_level=level,
             cuda_visible_devices=environment.get("CUDA_VISIBLE_DEVICES"),
+            vllm_cpu_kvcache_space=environment.get("VLLM_CPU_KVCACHE_SPACE"),
         )
 
 

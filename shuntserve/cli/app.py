@@ -14,7 +14,7 @@ import typer
 
 from shuntserve.errors import InvalidInput, ShuntServeError
 
-COMMAND_MODULES = ("shuntserve.cli.run", "shuntserve.cli.jobs")
+COMMAND_MODULES = ("shuntserve.cli.run", "shuntserve.cli.jobs", "shuntserve.cli.estimate")
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

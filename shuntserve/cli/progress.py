@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shuntserve.core.resolved import ResolvedJob
+    from shuntserve.errors import ShuntServeError
     from shuntserve.job.ingest import IngestProgress
     from shuntserve.job.run import RunResult
     from shuntserve.job.watch import Snapshot
@@ -80,6 +81,10 @@ class TerminalReporter:
 
     # -- the run's phases ------------------------------------------------------------------------------------------
 
+    def inspecting(self, bytes_done: int, bytes_total: int) -> None:
+        if bytes_total:  # called from several threads
+            self._show("looking at the input", bytes_done, bytes_total, f"{bytes_done / bytes_total:.0%} read")
+
     def submitted(self, job: ResolvedJob, output_url: str) -> None:
         self.say(f"job [bold]{escape(job.job_id)}[/], output {escape(output_url)}")
 
@@ -98,6 +103,9 @@ class TerminalReporter:
         self._show(
             "draining" if draining else "generating", snapshot.rows_ended, snapshot.rows_in, self._detail(snapshot)
         )
+
+    def gave_up(self, reason: ShuntServeError) -> None:
+        self.say(f"[red]a worker gave up[/]: {escape(str(reason))}")
 
     def finalizing(self, chunks_done: int, chunks: int) -> None:
         self._show("writing output", chunks_done, chunks, f"{chunks_done:,} of {chunks:,} chunks")
@@ -148,7 +156,7 @@ class TerminalReporter:
         self._stop()
         if result.final is None:
             self.say(f"[yellow]paused[/] after {duration(result.elapsed_s)}: {_why_paused(result)}")
-            self.say(f"{_before_again(result)}Continue with\n  {escape(again)}")
+            self.say(f"{_before_again(result)}Continue with\n  {escape(again + _raised_limit(result))}")
             return
         style = "green" if result.final.state is JobState.COMPLETED else "yellow"
         if result.final.state is JobState.FAILED:
@@ -218,6 +226,23 @@ def _before_again(result: RunResult) -> str:
     if result.pause in (Pause.REJECTS, Pause.LENGTH):
         return "To accept this, raise the limit; to mend it, change the input or the parameters. "
     return ""
+
+
+def _raised_limit(result: RunResult) -> str:
+    """The option that accepts what the job was paused for."""
+    snapshot = result.snapshot
+    match result.pause:
+        case Pause.REJECTS:
+            return f" --max-reject-fraction {_rounded_up(snapshot.rejected / snapshot.rows_in)}"
+        case Pause.LENGTH:
+            return " --max-length-finish-fraction 1"
+        case _:
+            return ""
+
+
+def _rounded_up(fraction: float) -> float:
+    """To the next hundredth above, so that a few more do not pause the job again."""
+    return min(1.0, (int(fraction * 100) + 2) / 100)
 
 
 def _why_not_zero(result: RunResult) -> str:

@@ -181,6 +181,7 @@ def run(
         workers=workers,
         overwrite=overwrite,
         cuda_visible_devices=here.cuda_visible_devices,
+        size_kv_cache=here.vllm_cpu_kvcache_space is None,
         log_level=here.log_level,
         engine=worker_engine,
         engine_options=parse_json("--worker-engine-options", worker_engine_options) or {},

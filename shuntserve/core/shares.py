@@ -13,21 +13,28 @@ def default_workers(gpus: int, gpus_each: int) -> int:
     return max(1, gpus // gpus_each)
 
 
+KV_SHARE_OF_FREE_MEMORY = 0.4
+"""On a CPU, where weights, activations and the user's other programs share the memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One worker's part of the machine: the environment that says which GPUs it sees, or its number of threads."""
+    """One worker's part of the machine: the environment that says which GPUs it sees, or its threads and memory."""
 
     environment: Mapping[str, str]
     cpu_threads: int | None = None
+    kv_cache_bytes: int | None = None
 
 
-def shares(workers: int, cores: int, gpus: Sequence[str], gpus_each: int) -> list[Share]:
+def shares(workers: int, cores: int, free_memory_bytes: int, gpus: Sequence[str], gpus_each: int) -> list[Share]:
     """What keeps workers out of each other's way.
 
-    Raises InvalidInput when there are GPUs, but too few of them for this many workers.
+    A GPU's memory is its worker's alone; on a CPU, where vLLM would take nearly all memory for itself, each worker has
+    a part. Raises InvalidInput when there are GPUs, but too few of them for this many workers.
     """
     if not gpus:
-        return [Share({}, max(1, cores // workers))] * workers
+        kv_cache_bytes = int(free_memory_bytes * KV_SHARE_OF_FREE_MEMORY) // workers
+        return [Share({}, max(1, cores // workers), kv_cache_bytes)] * workers
     if workers * gpus_each > len(gpus):
         raise InvalidInput(
             "--workers",

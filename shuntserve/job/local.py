@@ -99,10 +99,14 @@ class LocalWorkers:
         return not self.running and not self._to_bury and (self._draining or all(slot.closed for slot in self._slots))
 
     @property
-    def failure(self) -> ShuntServeError | None:
-        """Why no worker can work here, once every one has given up."""
-        failures = [slot.failure for slot in self._slots if slot.failure is not None]
-        return failures[0] if len(failures) == len(self._slots) else None
+    def failures(self) -> tuple[ShuntServeError, ...]:
+        """Why workers have given up."""
+        return tuple(slot.failure for slot in self._slots if slot.failure is not None)
+
+    @property
+    def all_failed(self) -> bool:
+        """No worker can work here."""
+        return len(self.failures) == len(self._slots)
 
     @property
     def pids(self) -> tuple[int, ...]:

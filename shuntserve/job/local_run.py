@@ -9,7 +9,7 @@ from shuntserve import telemetry
 from shuntserve.core.manifest import Manifest
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.states import Pause, StopCode, too_many_length_finishes, too_many_rejects
-from shuntserve.errors import Unavailable
+from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.job import control, machine, watch
 from shuntserve.job.local import LocalWorkers
 from shuntserve.job.watch import Snapshot, Watcher
@@ -80,10 +80,14 @@ class LocalRun:
             return 0.0
         self._workers.tick(now_s)
         finished = self._workers.finished
-        looked = (finished or now_s >= self._next_look_s) and self._look(now_s)
-        self._keep_deadline(now_unix_s)
-        if finished and looked:
-            self._conclude()
+        if finished or now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_INTERVAL_S * max(1.0, self._manifest.chunks / _CHUNKS_A_LOOK)
+            try:
+                self._look(now_unix_s)
+                if finished:
+                    self._conclude()
+            except Unavailable as error:  # the workers bear it too; the next look tells
+                telemetry.emit(telemetry.Event.STORE_UNAVAILABLE, what="progress", error=str(error))
         return TICK_S
 
     def drain(self) -> None:
@@ -98,6 +102,11 @@ class LocalRun:
     def end(self) -> None:
         """Leave no worker behind, whatever happened. Waits for killed ones to be gone."""
         self._workers.end()
+
+    @property
+    def failures(self) -> tuple[ShuntServeError, ...]:
+        """Why workers of ours have given up; while one is left, the run goes on with it."""
+        return self._workers.failures
 
     @property
     def workers_running(self) -> int:
@@ -119,20 +128,14 @@ class LocalRun:
             self._check_limits(snapshot)
         self.snapshot = snapshot
 
-    def _look(self, now_s: float) -> bool:
-        """Take a snapshot; False when the bucket did not answer."""
-        try:
-            self.snapshot = self._watcher.snapshot()
-        except Unavailable as error:  # the workers bear it too; the next look tells
-            telemetry.emit(telemetry.Event.STORE_UNAVAILABLE, what="progress", error=str(error))
-            return False
-        finally:
-            self._next_look_s = now_s + _LOOK_INTERVAL_S * max(1.0, self._manifest.chunks / _CHUNKS_A_LOOK)
+    def _look(self, now_unix_s: float) -> None:
+        """Take a snapshot, and decide by it whether to go on."""
+        self.snapshot = self._watcher.snapshot()
         if self.snapshot.complete:
             self._workers.start_no_more()
         elif self.pause is None:
+            self._keep_deadline(now_unix_s)
             self._check_limits(self.snapshot)
-        return True
 
     def _check_limits(self, snapshot: Snapshot) -> None:
         pause = self._limits.exceeded(
@@ -152,7 +155,7 @@ class LocalRun:
 
     def _keep_deadline(self, now_unix_s: float) -> None:
         deadline_unix_s = self._limits.deadline_unix_s
-        if deadline_unix_s is None or now_unix_s < deadline_unix_s or self._stopping or self.pause is not None:
+        if deadline_unix_s is None or now_unix_s < deadline_unix_s or self._stopping:
             return
         control.stop(self._bucket, self._job.job_id, self._writer, StopCode.DEADLINE)
         self._stopping = True
@@ -167,8 +170,8 @@ class LocalRun:
         assert self.snapshot is not None
         if self.snapshot.complete:
             self.pause = None
-        elif self._workers.failure is not None:
-            raise self._workers.failure
+        elif self._workers.all_failed:
+            raise self._workers.failures[0]
         elif self.pause is None:
             asked = control.standing(self._bucket, self._job.job_id).paused
             self.pause = Pause(asked) if asked in set(Pause) else Pause.REQUESTED

@@ -44,6 +44,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def free_memory_bytes() -> int:
+    """Memory that new processes can take without pushing others out."""
+    return int(psutil.virtual_memory().available)
+
+
 def gpus(visible: str | None) -> tuple[str, ...]:
     """NVIDIA devices this process may use, in CUDA's names. `visible`: the value of CUDA_VISIBLE_DEVICES, if set."""
     if visible is not None:

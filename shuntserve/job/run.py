@@ -20,7 +20,7 @@ from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.shares import default_workers, shares
 from shuntserve.core.specs import JobSpec
 from shuntserve.core.states import Pause, StopCode, ended_exit_code, paused_exit_code
-from shuntserve.errors import InvalidInput
+from shuntserve.errors import InvalidInput, ShuntServeError
 from shuntserve.job import control, machine
 from shuntserve.job.carried import carried_type
 from shuntserve.job.final import Final, load_final
@@ -38,6 +38,9 @@ from shuntserve.store.port import Bucket
 NO_ENGINE = "shuntserve.wiring:no_engine"
 """What a worker runs that only commits what is left of a stopped job."""
 
+_MEMORY_OPTIONS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
+"""With one of these the user has decided how much memory an engine takes."""
+
 KILL_AFTER_S = 60.0
 """Workers that have not drained by then are killed; what they had checkpointed stays."""
 
@@ -52,6 +55,8 @@ class RunRequest:
     """None: one for each group of GPUs, or one with all cores."""
     overwrite: bool = False
     cuda_visible_devices: str | None = None
+    size_kv_cache: bool = True
+    """On a CPU, give each worker's KV cache a part of the free memory, unless the engine options say how much."""
     log_level: str = "info"
     engine: str | None = None
     engine_options: Mapping[str, Any] = field(default_factory=dict)
@@ -64,17 +69,24 @@ class RunRequest:
 class Reporter(Protocol):
     """Is told how far a run is; never slows it down."""
 
+    def inspecting(self, bytes_done: int, bytes_total: int) -> None: ...
+
     def submitted(self, job: ResolvedJob, output_url: str) -> None: ...
 
     def ingesting(self, progress: IngestProgress) -> None: ...
 
     def working(self, snapshot: Snapshot, workers_running: int, *, draining: bool) -> None: ...
 
+    def gave_up(self, reason: ShuntServeError) -> None: ...
+
     def finalizing(self, chunks_done: int, chunks: int) -> None: ...
 
 
 class Silent:
     """Reports nothing."""
+
+    def inspecting(self, bytes_done: int, bytes_total: int) -> None:
+        pass
 
     def submitted(self, job: ResolvedJob, output_url: str) -> None:
         pass
@@ -83,6 +95,9 @@ class Silent:
         pass
 
     def working(self, snapshot: Snapshot, workers_running: int, *, draining: bool) -> None:
+        pass
+
+    def gave_up(self, reason: ShuntServeError) -> None:
         pass
 
     def finalizing(self, chunks_done: int, chunks: int) -> None:
@@ -167,10 +182,10 @@ class Submitted:
     place: OutputPlace
 
 
-def submit_job(request: RunRequest, spec: JobSpec) -> Submitted:
+def submit_job(request: RunRequest, spec: JobSpec, reporter: Reporter) -> Submitted:
     """Put the job into the store (the same submission is the same job) and reserve its output. Runs nothing."""
     bucket = open_store(request.store_url)
-    job = submit_spec(bucket, spec)
+    job = submit_spec(bucket, spec, on_bytes=reporter.inspecting)
     place = output_place(bucket, job)
     place.reserve(job.job_id, bucket.url, overwrite=request.overwrite)
     telemetry.emit(telemetry.Event.JOB_SUBMITTED, job=job.job_id, store=bucket.url, output=place.url)
@@ -179,7 +194,7 @@ def submit_job(request: RunRequest, spec: JobSpec) -> Submitted:
 
 def run_job(request: RunRequest, spec: JobSpec, reporter: Reporter, stop: StopSwitch) -> RunResult:
     """Submit a job and run it to its end, or until `stop` is pressed. Raises the reason when it cannot be run."""
-    return run_submitted(request, submit_job(request, spec), reporter, stop)
+    return run_submitted(request, submit_job(request, spec, reporter), reporter, stop)
 
 
 def run_submitted(request: RunRequest, submitted: Submitted, reporter: Reporter, stop: StopSwitch) -> RunResult:
@@ -250,10 +265,12 @@ def worker_plan(request: RunRequest, bucket: Bucket, job: ResolvedJob) -> Worker
     gpus = machine.gpus(request.cuda_visible_devices)
     each = int(job.engine.get("tensor_parallel_size", 1)) * int(job.engine.get("pipeline_parallel_size", 1))
     workers = request.workers or default_workers(len(gpus), each)
-    mine = shares(workers, machine.cores(), gpus, each)
+    mine = shares(workers, machine.cores(), machine.free_memory_bytes(), gpus, each)
     options = dict(request.engine_options)
     if request.engine is None:
         capacity = {name: value for name, value in job.engine.items() if not ENGINE_OPTIONS[name].changes_results}
+        if mine[0].kv_cache_bytes is not None and request.size_kv_cache and not _MEMORY_OPTIONS & capacity.keys():
+            capacity["kv_cache_memory_bytes"] = mine[0].kv_cache_bytes
         options = {"cpu_threads": mine[0].cpu_threads, "engine": capacity, **options}
     return WorkerPlan(
         store_url=bucket.url,
@@ -270,6 +287,7 @@ def worker_plan(request: RunRequest, bucket: Bucket, job: ResolvedJob) -> Worker
 def _work(run: LocalRun, reporter: Reporter, stop: StopSwitch) -> Snapshot:
     """Tick until all is committed or all workers have left. However this is left, no worker stays behind."""
     kill_at_s: float | None = None
+    failures_told = 0
     stop.working = True
     try:
         while True:
@@ -283,6 +301,9 @@ def _work(run: LocalRun, reporter: Reporter, stop: StopSwitch) -> Snapshot:
                 kill_at_s = now_s + KILL_AFTER_S
             if stop.kill or (kill_at_s is not None and now_s >= kill_at_s):
                 run.kill()
+            for failure in run.failures[failures_told:]:
+                reporter.gave_up(failure)
+            failures_told = len(run.failures)
             if run.snapshot is not None:
                 reporter.working(run.snapshot, run.workers_running, draining=run.pause is not None)
             stop.wait(delay_s)

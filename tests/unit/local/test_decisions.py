@@ -45,7 +45,7 @@ def test_fruitless_lives_come_slower_and_then_no_more() -> None:
 @given(st.integers(1, 4), st.integers(1, 4))
 def test_no_gpu_is_given_twice(workers: int, gpus_each: int) -> None:
     """Each worker sees as many GPUs as it needs, and none that another one sees."""
-    given_out = shares(workers, 8, [str(gpu) for gpu in range(16)], gpus_each)
+    given_out = shares(workers, 8, 1 << 30, [str(gpu) for gpu in range(16)], gpus_each)
 
     seen = [gpu for share in given_out for gpu in share.environment["CUDA_VISIBLE_DEVICES"].split(",")]
     assert len(given_out) == workers
@@ -55,13 +55,17 @@ def test_no_gpu_is_given_twice(workers: int, gpus_each: int) -> None:
 def test_more_workers_than_gpus_is_refused() -> None:
     """The message says how many are possible."""
     with pytest.raises(InvalidInput, match="need 6, this machine has 4"):
-        shares(3, 8, ["0", "1", "2", "3"], 2)
+        shares(3, 8, 1 << 30, ["0", "1", "2", "3"], 2)
 
 
 @pytest.mark.parametrize(("workers", "cores", "threads"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (4, 2, 1)])
-def test_without_gpus_the_cores_are_shared(workers: int, cores: int, threads: int) -> None:
-    """Threads of all workers together are not more than the cores, but each has one."""
-    assert [share.cpu_threads for share in shares(workers, cores, [], 1)] == [threads] * workers
+def test_without_gpus_cores_and_memory_are_shared(workers: int, cores: int, threads: int) -> None:
+    """Threads of all workers together are not more than the cores, but each has one; their caches fit together."""
+    given_out = shares(workers, cores, 16 << 30, [], 1)
+
+    assert [share.cpu_threads for share in given_out] == [threads] * workers
+    assert sum(share.kv_cache_bytes or 0 for share in given_out) <= 8 << 30
+    assert all((share.kv_cache_bytes or 0) > 1 << 30 for share in given_out)
 
 
 @pytest.mark.parametrize(("gpus", "each", "workers"), [(0, 1, 1), (8, 1, 8), (8, 4, 2), (2, 4, 1)])
