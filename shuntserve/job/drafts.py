@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,9 @@ from shuntserve.job.rows import Draft, RowContext
 OnRows = Callable[[int, int], None]
 
 
-def read_drafts(job: ResolvedJob, context: RowContext, scratch_dir: str | None, on_ids: OnRows) -> Iterator[Draft]:
+def read_drafts(
+    job: ResolvedJob, context: RowContext, scratch_dir: str | None, on_ids: OnRows
+) -> Generator[Draft, None, None]:
     """Every row of the input in one draft or its rejects. `on_ids(done, total)` reports the first pass, over the ids.
 
     Ids are compared before anything else, so of equal ids the first row has it even when that row is refused for

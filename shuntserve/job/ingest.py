@@ -11,9 +11,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
+from shuntserve import telemetry
 from shuntserve.core.chunking import ChunkPolicy
 from shuntserve.core.manifest import ChunkRef, Manifest, PageRef
 from shuntserve.core.resolved import ResolvedJob
@@ -31,6 +33,7 @@ from shuntserve.job.tokenized import TokenizedRows, Tokenizing
 from shuntserve.job.tokenizing import chars_per_token, hash_tokenizer, load_tokenizer, make_encoder
 from shuntserve.store import keys
 from shuntserve.store.port import Bucket
+from shuntserve.telemetry import Event
 
 __all__ = ["IngestProgress", "ingest", "load_chunk", "load_manifest", "load_page"]
 
@@ -78,6 +81,7 @@ def ingest(
         return existing
     attempt = attempt_id or uuid.uuid4().hex
     report = on_progress or (lambda progress: None)
+    telemetry.emit(Event.INGEST_STARTED, job=job.job_id, attempt=attempt, files=len(job.inputs))
     tokenizing, context = _prepare(job)
     pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
     writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
@@ -96,17 +100,30 @@ def ingest(
             ),
             report,
         )
-        drafts = read_drafts(
-            job, context, scratch_dir, lambda done, total: report(IngestProgress(done, total, checking_ids=True))
-        )
-        for rows in _in_order(tokenizing.tokenize, drafts, pool):
-            attempt_writer.add(rows)
+        with closing(
+            read_drafts(
+                job, context, scratch_dir, lambda done, total: report(IngestProgress(done, total, checking_ids=True))
+            )
+        ) as drafts:
+            for rows in _in_order(tokenizing.tokenize, drafts, pool):
+                attempt_writer.add(rows)
         manifest = attempt_writer.finish()
     finally:
         pool.shutdown(cancel_futures=True)
         writers.shutdown(cancel_futures=True)
         tokenizing.encoder.close()
-    if create_manifest(bucket, job.job_id, manifest):
+    won = create_manifest(bucket, job.job_id, manifest)
+    telemetry.emit(
+        Event.INGEST_FINISHED,
+        job=job.job_id,
+        attempt=attempt,
+        counts=won,
+        rows=manifest.rows_in,
+        rejected=manifest.rows_rejected,
+        chunks=manifest.chunks,
+        prompt_tokens=manifest.prompt_tokens,
+    )
+    if won:
         return manifest
     winner = load_manifest(bucket, job.job_id)
     if winner is None:
