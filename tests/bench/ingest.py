@@ -2,11 +2,11 @@
 
     python tests/bench/ingest.py --rows 2000000 --json
 
-For each scale (an eighth, a quarter, a half and all of the rows) two fresh processes do the same rows one after the
-other: plain tokenization (`encode_batch_fast` of the same tokenizer in one loop, ids taken out, reading excluded), and
-the whole of `ingest` into a local bucket. The memory is that of the ingest's whole process tree, sampled ten times a
-second. Prompts are made from a seed: words of a synthetic language with Zipf frequencies, 50 to 400 a prompt, 150 on
-average.
+An eighth, a quarter, a half and all of the rows are submitted and ingested into a local bucket, each by a fresh
+process; then all rows are tokenized plainly: `encode_batch_fast` of the same tokenizer in one loop, ids taken out,
+reading excluded. The memory is that of the ingest's whole process tree, sampled ten times a second. On a machine that
+is not idle, compare the CPU times. Prompts are made from a seed: words of a synthetic language with Zipf frequencies,
+50 to 400 a prompt, 150 on average.
 """
 
 from __future__ import annotations
@@ -291,26 +291,27 @@ def benchmark(folder: Path, rows: int, eighths: list[int], method: str) -> dict[
     scales = []
     last: dict[str, Any] = {}
     for files in sorted(eighths):
-        plain, _ = run_child(folder, method, files=files)
         last, peak = run_child(folder, "ingest", files=files)
         scales.append(
             {
                 "rows": last["rows"],
-                "ingest_rows_per_s": round(last["rows_per_s"]),
-                "plain_rows_per_s": round(plain["rows_per_s"]),
-                "ratio": round(last["rows_per_s"] / plain["rows_per_s"], 3),
-                "ingest_cpu_us_per_row": round(last["cpu_us_per_row"], 1),
-                "plain_cpu_us_per_row": round(plain["cpu_us_per_row"], 1),
                 "peak_rss_mib": round(peak / (1 << 20)),
+                "rows_per_s": round(last["rows_per_s"]),
+                "cpu_us_per_row": round(last["cpu_us_per_row"], 1),
                 "submit_s": round(last["submit_s"], 1),
                 "ingest_s": round(last["seconds"], 1),
             }
         )
         print(json.dumps(scales[-1]), file=sys.stderr, flush=True)
+    plain, _ = run_child(folder, method, files=max(eighths))
     return {
         "scales": scales,
         "rows": scales[-1]["rows"],
-        "ratio": scales[-1]["ratio"],
+        "plain_method": method,
+        "plain_rows_per_s": round(plain["rows_per_s"]),
+        "plain_cpu_us_per_row": round(plain["cpu_us_per_row"], 1),
+        "ratio": round(last["rows_per_s"] / plain["rows_per_s"], 3),
+        "ratio_of_cpu_time": round(plain["cpu_us_per_row"] / last["cpu_us_per_row"], 3),
         "peak_rss_mib": max(scale["peak_rss_mib"] for scale in scales),
         "rss_growth_first_to_last_mib": scales[-1]["peak_rss_mib"] - scales[0]["peak_rss_mib"],
         "tokens_per_row": round(last["tokens"] / last["rows_valid"], 1),
@@ -318,7 +319,7 @@ def benchmark(folder: Path, rows: int, eighths: list[int], method: str) -> dict[
         "cost": request_cost(last),
         "within": {
             "peak_rss_at_most_1_gib": max(scale["peak_rss_mib"] for scale in scales) <= 1024,
-            "ratio_at_least_0.8": scales[-1]["ratio"] >= 0.8,
+            "ratio_at_least_0.8": last["rows_per_s"] / plain["rows_per_s"] >= 0.8,
         },
     }
 
