@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -23,6 +22,7 @@ from shuntserve.job.sources import SourceFile, names_of, open_source
 
 _BLOCK_BYTES = 8 << 20
 _HASHERS = 8
+_HEAD_BYTES = 1 << 20
 _LINES_TO_RECOGNISE = 20
 PARQUET_MAGIC = b"PAR1"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -93,47 +93,48 @@ class _Progress:
 
 
 def _kind_of(source: SourceFile) -> InputKind:
-    with open_source(source) as file:
-        head = file.read(64 << 10)
-        if head.startswith(PARQUET_MAGIC):
-            return InputKind.PARQUET
-        if source.location.endswith((".parquet", ".pq")):
-            raise InvalidInput(source.location, "is not a Parquet file", "check that it was written completely")
-        if head.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] != b"{":
-            raise InvalidInput(
-                source.location,
-                "is neither Parquet nor OpenAI batch JSONL",
-                "convert it to Parquet, e.g. pandas.read_csv(…).to_parquet(…)",
-            )
-        file.seek(0)
-        if not _looks_like_requests(file):
-            raise InvalidInput(
-                source.location,
-                "has JSON lines, but none of the first is an OpenAI batch request",
-                'write {"custom_id": …, "url": "/v1/chat/completions", "body": {…}} a line, or convert it to Parquet',
-            )
-    return InputKind.OPENAI_JSONL
-
-
-def _looks_like_requests(file: BinaryIO) -> bool:
-    return any(isinstance(line, dict) and ("body" in line or "custom_id" in line) for line in _first_lines(file))
-
-
-def _first_lines(file: BinaryIO) -> Iterator[Any]:
-    for _, line in zip(range(_LINES_TO_RECOGNISE), file, strict=False):
-        try:
-            yield from_json(line.removeprefix(_BYTE_ORDER_MARK))
-        except ValueError:
-            continue
+    head = _head(source)
+    if head.startswith(PARQUET_MAGIC):
+        return InputKind.PARQUET
+    if source.location.endswith((".parquet", ".pq")):
+        raise InvalidInput(source.location, "is not a Parquet file", "check that it was written completely")
+    if any(_is_request(line) for line in _first_lines(head)):
+        return InputKind.OPENAI_JSONL
+    if head.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] == b"{":
+        raise InvalidInput(
+            source.location,
+            "has JSON lines, but none of the first is an OpenAI batch request",
+            'write {"custom_id": …, "url": "/v1/chat/completions", "body": {…}} a line, or convert it to Parquet',
+        )
+    raise InvalidInput(
+        source.location,
+        "is neither Parquet nor OpenAI batch JSONL",
+        "convert it to Parquet, e.g. pandas.read_csv(…).to_parquet(…)",
+    )
 
 
 def asks_for_chat(summary: InputSummary) -> bool:
     """Whether one of the first lines of JSONL input is a chat request."""
-    for file in summary.files:
-        with open_source(SourceFile(file.location, file.size_bytes, file.version)) as opened:
-            if any(isinstance(line, dict) and line.get("url") == CHAT_URL for line in _first_lines(opened)):
-                return True
-    return False
+    heads = (_head(SourceFile(file.location, file.size_bytes, file.version)) for file in summary.files)
+    return any(CHAT_URL.encode() in line for head in heads for line in _first_lines(head))
+
+
+def _head(source: SourceFile) -> bytes:
+    with open_source(source) as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _first_lines(head: bytes) -> list[bytes]:
+    return head.removeprefix(_BYTE_ORDER_MARK).split(b"\n")[:_LINES_TO_RECOGNISE]
+
+
+def _is_request(line: bytes) -> bool:
+    """Whether a line, which may be cut off at its end, is meant as a request."""
+    try:
+        value = from_json(line)
+    except ValueError:
+        return line.lstrip().startswith(b"{") and b'"custom_id"' in line
+    return isinstance(value, dict) and ("body" in value or "custom_id" in value)
 
 
 def content_hash(source: SourceFile) -> str:

@@ -177,6 +177,16 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path, model: Path) -> None:
     assert [row["request_id"] for row in done.rows] == ["a", "b"]
 
 
+def test_a_file_is_known_by_any_of_its_first_lines(tmp_path: Path, model: Path) -> None:
+    """A broken first line, or one longer than what is looked at, does not hide the others."""
+    broken_first = ingest_lines(tmp_path, model, ["[]", chat_line("a")])
+    long_first = ingest_lines(tmp_path, model, [chat_line("a", "x" * 2_000_000), chat_line("b")])
+
+    assert broken_first.codes == {0: "wrong_type"}
+    assert long_first.codes == {0: "prompt_too_long"}
+    assert [row["request_id"] for row in [*broken_first.rows, *long_first.rows]] == ["a", "b"]
+
+
 def test_developer_messages_and_tool_history_reach_templates_that_do_not_know_them(
     tmp_path: Path, model: Path, tokenizer: Any
 ) -> None:
