@@ -64,6 +64,7 @@ class TerminalReporter:
         self._rows = Meter()
         self._tokens = Meter()
         self._said_draining = False
+        self._rows_ended = 0
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -95,14 +96,14 @@ class TerminalReporter:
 
     def working(self, snapshot: Snapshot, workers_running: int, *, draining: bool) -> None:
         now_s = time.monotonic()
-        self._rows.add(now_s, snapshot.rows_ended)
+        # Finished rows of a worker that has just gone are not counted until its chunks are taken up; they are not lost.
+        self._rows_ended = max(self._rows_ended, snapshot.rows_ended)
+        self._rows.add(now_s, self._rows_ended)
         self._tokens.add(now_s, snapshot.total("tokens_generated"))
         if draining and not self._said_draining:
             self._said_draining = True
             self.say("draining: workers write what they have and leave (Ctrl-C again ends them at once)")
-        self._show(
-            "draining" if draining else "generating", snapshot.rows_ended, snapshot.rows_in, self._detail(snapshot)
-        )
+        self._show("draining" if draining else "generating", self._rows_ended, snapshot.rows_in, self._detail(snapshot))
 
     def gave_up(self, reason: ShuntServeError) -> None:
         self.say(f"[red]a worker gave up[/]: {escape(str(reason))}")
@@ -111,8 +112,8 @@ class TerminalReporter:
         self._show("writing output", chunks_done, chunks, f"{chunks_done:,} of {chunks:,} chunks")
 
     def _detail(self, snapshot: Snapshot) -> str:
-        parts = [f"{snapshot.rows_ended:,}/{snapshot.rows_in:,} rows"]
-        left = snapshot.rows_in - snapshot.rows_ended
+        parts = [f"{self._rows_ended:,}/{snapshot.rows_in:,} rows"]
+        left = snapshot.rows_in - self._rows_ended
         if self._rows.per_s:
             parts += [f"{self._rows.per_s:,.1f} rows/s", f"ETA {duration(left / self._rows.per_s)}"]
         if self._tokens.per_s:
