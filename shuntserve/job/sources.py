@@ -216,5 +216,5 @@ def _s3_codes(error: BaseException) -> set[str]:
 def _advice_if_missing(location: str) -> str:
     if location.startswith(S3_SCHEMES):
         return "check the bucket's name, the key and the region"
-    folder = Path(location).expanduser().parent
+    folder = Path(location).expanduser().absolute().parent
     return f"look into {folder}" if folder.is_dir() else f"there is no directory {folder} either"
