@@ -12,7 +12,7 @@ import pytest
 from tests.support.kills import STANDIN, VLLM, KillTrial
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_hundred_kills_lose_double_and_alter_nothing(tmp_path: Path) -> None:
     """Over a hundred kills of a job on the stand-in engine: ids, rejects and texts are an undisturbed run's."""
     trial = KillTrial(tmp_path, STANDIN, seed=20, workers=3)
@@ -28,7 +28,7 @@ def test_a_hundred_kills_lose_double_and_alter_nothing(tmp_path: Path) -> None:
     assert trial.survivors() == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_rows_of_a_real_engine_survive_kills_with_the_same_text(tmp_path: Path) -> None:
     """Real vLLM, greedy and sampled rows, at least four kills: every text equals an undisturbed run's."""
     trial = KillTrial(tmp_path, VLLM, seed=5)

@@ -65,8 +65,8 @@ VLLM = EngineChoice(
     ),
     {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     between_kills_s=(0.2, 6.0),
-    rows=160,
-    max_tokens=400,
+    rows=96,
+    max_tokens=300,
 )
 ENGINES = {choice.name: choice for choice in (STANDIN, VLLM)}
 
