@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from shuntserve.job.run import RunResult
     from shuntserve.job.watch import Snapshot
 
+_PLAIN_FIRST_S = 2.0
+"""Where there is no terminal, a phase that is over by then is not mentioned."""
 _PLAIN_INTERVAL_S = 10.0
 _RATE_WINDOW_S = 30.0
 
@@ -129,7 +131,9 @@ class TerminalReporter:
     def _show(self, phase: str, done: int, total: int, detail: str) -> None:
         if not self._console.is_terminal:
             now_s = time.monotonic()
-            if phase != self._phase or now_s >= self._plain_at_s:
+            if phase != self._phase:
+                self._plain_at_s = now_s + _PLAIN_FIRST_S
+            elif now_s >= self._plain_at_s:
                 self._plain_at_s = now_s + _PLAIN_INTERVAL_S
                 self._console.print(f"{phase}: {detail}", markup=False, soft_wrap=True)
             self._phase = phase
