@@ -147,10 +147,10 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         ),
     ),
     TouchPoint(
-        "vllm.v1.engine.async_llm:AsyncLLM.from_vllm_config",
+        "vllm.v1.engine.async_llm:AsyncLLM",
         "vllm_backend",
-        "the engine is made from a configuration in which scheduler and worker are replaced",
-        _accepts("vllm_config", "disable_log_stats"),
+        "the engine is made from a configuration and an executor in which parts are replaced",
+        _accepts("vllm_config", "executor_class", "log_stats", "log_requests"),
     ),
     TouchPoint(
         "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
@@ -340,6 +340,21 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         _fields("worker_cls"),
     ),
     # worker
+    TouchPoint(
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor.start_worker_monitor",
+        "executor",
+        "the moment all workers run, and where their processes are",
+        _both(
+            _takes("self", "inline"),
+            _mentions(r"h\.proc\.sentinel for h in workers", r'"shutting_down"', r"is_failed = True"),
+        ),
+    ),
+    TouchPoint(
+        "vllm.v1.executor:Executor.get_class",
+        "vllm_options",
+        "says which executor a configuration needs",
+        _takes("vllm_config"),
+    ),
     TouchPoint(
         "vllm.v1.worker.gpu_worker:Worker.sample_tokens",
         "worker",

@@ -16,6 +16,8 @@ PULSE_VARIABLE = "SHUNTSERVE_ENGINE_PULSE"
 """Set by the engine process for its descendants: where the shared page can be opened."""
 
 _LAYOUT = struct.Struct("<Qd")
+_WORKER_EXIT = struct.Struct("<?i")
+_WORKER_EXIT_AT = 64
 _PATIENCE = 5.0
 """How many times longer than anything like it a step may take before it looks like a hang."""
 _FADING = 0.99
@@ -56,6 +58,28 @@ class PulsePage:
     def read(self) -> Beat:
         return Beat(*_LAYOUT.unpack_from(self._page))
 
+    def worker_exit(self) -> int | None:
+        """Exit status of the first worker process of the core that died; None while all live."""
+        noted, status = _WORKER_EXIT.unpack_from(self._page, _WORKER_EXIT_AT)
+        return status if noted else None
+
+
+def note_worker_exit(status: int) -> None:
+    """Called in the core when one of its worker processes has died unexpectedly."""
+    if (page := _page_of_environment()) is not None:
+        _WORKER_EXIT.pack_into(page, _WORKER_EXIT_AT, True, status)
+
+
+def _page_of_environment() -> mmap.mmap | None:
+    path = os.environ.get(PULSE_VARIABLE)
+    if not path:
+        return None
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        return mmap.mmap(descriptor, mmap.PAGESIZE)
+    finally:
+        os.close(descriptor)
+
 
 class StepClock:
     """Times steps and writes the pulse. Steps may overlap (async scheduling, pipelines); they finish in order."""
@@ -71,14 +95,7 @@ class StepClock:
     @staticmethod
     def from_environment() -> StepClock:
         """Of the engine process this process belongs to; without one it keeps its times to itself."""
-        path = os.environ.get(PULSE_VARIABLE)
-        if not path:
-            return StepClock(None)
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            return StepClock(mmap.mmap(descriptor, mmap.PAGESIZE))
-        finally:
-            os.close(descriptor)
+        return StepClock(_page_of_environment())
 
     def begin(self, tokens: int, now_s: float, *, first_time: bool = False) -> None:
         """A step over `tokens` tokens starts; `first_time` when it does something this engine has not done before."""

@@ -19,7 +19,13 @@ from shuntserve.engine import compat, plugin, pulse
 from shuntserve.engine.backend import Emit, Progress
 from shuntserve.engine.port import EngineLost, EngineReady, LossKind, Refused, SequenceRequest
 from shuntserve.engine.process import loss_by_exit_status
-from shuntserve.engine.vllm_options import VllmOptions, check_model, prepare_environment, vllm_config
+from shuntserve.engine.vllm_options import (
+    VllmOptions,
+    check_model,
+    executor_class,
+    prepare_environment,
+    vllm_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +50,7 @@ class VllmBackend:
         self._core_ids: dict[str, str] = {}
         """Id in the core of each sequence that is under way."""
         self._pulse = pulse.PulsePage()
+        self._worker_died = asyncio.Event()
 
     # --- life
 
@@ -60,7 +67,7 @@ class VllmBackend:
         config = vllm_config(self._options)
         compat.check_touch_points(v2_runner=config.use_v2_model_runner)
         # Blocks the loop until the core is up, on purpose: its process must be started by the main thread (lifeline).
-        self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        self._llm = AsyncLLM(config, executor_class(config), log_stats=False, log_requests=False)
         self._sequences = vllm_sequence
         self._tasks = await self._llm.get_supported_tasks()
         self._sender = asyncio.get_running_loop().create_task(self._send_mail())
@@ -92,7 +99,12 @@ class VllmBackend:
         for process in processes:
             loop.add_reader(process.sentinel, died.set)
         assert self._sender is not None
-        watched = {loop.create_task(died.wait()), self._llm.output_handler, self._sender}
+        watched = {
+            loop.create_task(died.wait()),
+            loop.create_task(self._worker_died.wait()),
+            self._llm.output_handler,
+            self._sender,
+        }
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         for process in processes:
             loop.remove_reader(process.sentinel)
@@ -100,6 +112,8 @@ class VllmBackend:
 
     async def _cause_of_death(self, processes: Sequence[Any]) -> EngineLost:
         """By the core's exit status. vLLM's own monitor waits for the same processes, so the status may come late."""
+        if (status := self._pulse.worker_exit()) is not None:
+            return loss_by_exit_status("engine worker", status)
         for _ in range(int(_LAST_WORDS_S / _STATUS_RETRY_S)):
             statuses = [process.exitcode for process in processes if process.exitcode is not None]
             if statuses:
@@ -160,6 +174,8 @@ class VllmBackend:
 
     def progress(self) -> Progress:
         beat = self._pulse.read()
+        if self._pulse.worker_exit() is not None:
+            self._worker_died.set()
         return Progress(beat.steps, beat.patience_s)
 
     def _post(self, mail: Any) -> None:

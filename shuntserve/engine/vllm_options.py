@@ -107,6 +107,17 @@ def vllm_config(options: VllmOptions) -> Any:
     return config
 
 
+def executor_class(config: Any) -> type[Any]:
+    """vLLM's executor for this configuration; the one with worker processes of its own is watched."""
+    from vllm.v1.executor import Executor
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    from shuntserve.engine.executor import WatchedExecutor
+
+    chosen: type[Any] = Executor.get_class(config)
+    return WatchedExecutor if chosen is MultiprocExecutor else chosen
+
+
 def _prefer_light_processes(options: VllmOptions) -> bool:
     """Whether a CPU engine may run in one process, forked from this one.
 
