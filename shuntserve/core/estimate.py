@@ -4,10 +4,12 @@ With S stages the engine keeps S micro-batches in flight. Each holds 1/S of the 
 passes every stage once, each resident sequence gains a token, and the share of them that ends is replaced by prompts,
 which are prefilled in the same steps. So
 
-    cycle = max(Σ stage times + Σ hops + host time, S × slowest stage, S × slowest hop)
+    cycle = max(Σ paced stage times + Σ paced hops + host time, S × slowest stage, S × slowest hop)
     requests/s = seats / (mean output × cycle)
 
-and seats come from the stage with the least KV cache. `batch` asks instead for the same number of equal requests
+and seats come from the stage with the least KV cache. Micro-batches follow each other round the pipeline, and none can
+overtake: the one with the most prompt tokens sets the pace of the whole round (the bubbles of a deep pipeline), while
+the slowest stage only has to do the mean work of all. `batch` asks instead for the same number of equal requests
 started together, again and again, as fixed-batch measurements do.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shuntserve.core.engine_profile import EngineProfile, Precision
 from shuntserve.core.model_shape import ModelShape
@@ -30,6 +32,7 @@ __all__ = [
     "StageEstimate",
     "StageSpec",
     "hop_s",
+    "pace_step",
     "pipeline_estimate",
     "seat_tokens",
     "stage_cost",
@@ -93,6 +96,35 @@ def steady_step(workload: Workload, per_micro: float) -> Step:
         prefill_context=workload.mean_input_squared / workload.mean_input / 2,
         sampled=per_micro + admitted,
     )
+
+
+def pace_step(workload: Workload, per_micro: float, in_flight: float, engine: EngineProfile) -> Step:
+    """The step of the micro-batch that sets the pace among `in_flight`: the one with the most prompt tokens.
+
+    Sequences of unlike lengths end at random moments, so the prompts admitted in one step are Poisson and the most of
+    several exceeds the mean. Equal lengths end in the order they began, and all micro-batches stay alike; from there
+    to a coefficient of variation of a half the excess is taken to grow in proportion.
+    """
+    mean = steady_step(workload, per_micro)
+    room = engine.max_batched_tokens - per_micro
+    randomness = min(1.0, 2.0 * workload.output_cv)
+    if in_flight <= 1 or randomness == 0 or room <= 0:
+        return mean
+    chunk = min(workload.mean_input, room)
+    most = min(room, chunk * _most_of_poisson(mean.prefill_tokens / chunk, in_flight))
+    return replace(mean, prefill_tokens=mean.prefill_tokens + randomness * max(0.0, most - mean.prefill_tokens))
+
+
+def _most_of_poisson(mean: float, draws: float) -> float:
+    """Expected maximum of `draws` Poisson variables."""
+    term = below = math.exp(-mean)
+    total, count = 0.0, 0
+    while (left := 1.0 - below**draws) > 1e-4 and count < 1000:
+        total += left
+        count += 1
+        term *= mean / count
+        below = min(1.0, below + term)
+    return total
 
 
 def hop_s(sender: StageCost, receiver: StageCost, tokens: float, same_machine: bool, engine: EngineProfile) -> float:
@@ -161,16 +193,21 @@ class _Pipeline:
         hops = [hop_s(costs[i], costs[i + 1], step.tokens, self.shared[i], self.engine) for i in range(len(costs) - 1)]
         return work, [*hops, 0.0]
 
-    def cycle(self, work: Sequence[float], hops: Sequence[float], in_flight: float, per_micro: float) -> float:
+    def cycle(
+        self, work: Sequence[float], hops: Sequence[float], in_flight: float, per_micro: float, pace: Step | None = None
+    ) -> float:
+        """Seconds of a round; `pace` is the step of the micro-batch the others follow, when they are not alike."""
         host = self.engine.host_s(in_flight, per_micro)
-        return max(sum(work) + sum(hops) + host, in_flight * max(work), in_flight * max(hops))
+        paced_work, paced_hops = (work, hops) if pace is None else self.times(pace)
+        return max(sum(paced_work) + sum(paced_hops) + host, in_flight * max(work), in_flight * max(hops))
 
     def steady(self, workload: Workload, seats: float, kv_tokens: int, limit: str) -> PipelineEstimate:
         count = len(self.costs)
         in_flight, per_micro = min(float(count), seats), max(1.0, seats / count)
         step = steady_step(workload, per_micro)
         work, hops = self.times(step)
-        cycle = self.cycle(work, hops, in_flight, per_micro)
+        pace = pace_step(workload, per_micro, in_flight, self.engine)
+        cycle = self.cycle(work, hops, in_flight, per_micro, None if pace == step else pace)
         rps = seats / (workload.mean_output * cycle)
         alone, alone_hops = self.times(Step.prefill(workload.mean_input))
         ttft = sum(alone) + sum(alone_hops) + self.engine.host_s(1.0, 1.0)

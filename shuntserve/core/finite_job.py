@@ -165,13 +165,14 @@ class _StageClock:
 class _Sequence:
     """A request in a micro-batch. It decodes until its micro-batch has made `ends_at` steps; 0 while it prefills."""
 
-    __slots__ = ("ends_at", "gone", "outputs", "prompt", "started", "to_prefill")
+    __slots__ = ("ends_at", "given_back_at", "gone", "outputs", "prompt", "started", "to_prefill")
 
     def __init__(self, prompt: int, outputs: int, started: bool) -> None:
         self.prompt, self.outputs, self.started = prompt, outputs, started
         self.to_prefill = prompt
         self.ends_at = 0
         self.gone = False
+        self.given_back_at: int | None = None
 
     def decoded(self, steps: int) -> int:
         """Decode steps done when the micro-batch has made `steps` (prefill gave the first token already)."""
@@ -207,11 +208,13 @@ class _Run:
         per_token = [hop_s(a, b, 1.0, same, engine) - f for (a, b, same), f in zip(pairs, fixed, strict=True)]
         self.path = list(zip(self.stages, [*fixed, 0.0], [*per_token, 0.0], strict=True))
         self.slots = [_Slot() for _ in costs]
-        self.capacity = min(cost.kv_tokens for cost in costs) // len(costs)
+        self.capacity = min(cost.kv_tokens for cost in costs)
+        if engine.splits_cache:
+            self.capacity //= len(costs)
         most = spec.max_concurrency or engine.max_seqs * len(costs)
         self.most_running = min(engine.max_seqs, math.ceil(most / len(costs)))
         self.place = " → ".join(cost.spec.place for cost in costs)
-        self.active = self.finished = self.preemptions = self.tokens_out = 0
+        self.active = self.finished = self.preemptions = self.tokens_out = self.grown = 0
         self.finish_s = self.first_token_s = 0.0
 
     def result(self) -> PipelineRun:
@@ -254,8 +257,10 @@ class _Run:
                 sequence = _Sequence(*self.queue[0], started=False)
             else:
                 return
-            if slot.held + self._need(sequence) > self.capacity * (1.0 - self.engine.watermark * bool(slot.running)):
-                if not slot.running and sequence.prompt + sequence.outputs > self.capacity:
+            if self._held(slot) + self._need(sequence) > self.capacity * (
+                1.0 - self.engine.watermark * bool(slot.running)
+            ):
+                if not self._held(slot) and sequence.prompt + sequence.outputs > self.capacity:
                     raise InvalidInput(
                         f"a request of {sequence.prompt} + {sequence.outputs} tokens",
                         f"its KV cache exceeds the {self.capacity} tokens of a micro-batch on {self.place}",
@@ -263,11 +268,17 @@ class _Run:
                     )
                 return
             (self.preempted if self.preempted else self.queue).popleft()
+            if sequence.given_back_at is not None and self.engine.prefix_caching:
+                sequence.to_prefill = min(sequence.prompt, max(1, self.grown - sequence.given_back_at))
             slot.order.append(sequence)
             slot.prefilling.append(sequence)
             slot.running += 1
             slot.held += self._holds(sequence, 0)
-            budget -= sequence.prompt
+            budget -= sequence.to_prefill
+
+    def _held(self, slot: _Slot) -> int:
+        """Cached tokens that count against the capacity: the micro-batch's own, or everybody's."""
+        return slot.held if self.engine.splits_cache else sum(other.held for other in self.slots)
 
     def _need(self, sequence: _Sequence) -> int:
         """Tokens that must be free to admit it."""
@@ -296,6 +307,7 @@ class _Run:
         """Decoding sequences gain a token, prompts that ended begin to decode, the finished leave."""
         slot.steps += 1
         slot.context += slot.decoding
+        self.grown += slot.decoding
         if not self.engine.reserves_output:
             slot.held += slot.decoding
         for sequence in ended:
@@ -312,7 +324,7 @@ class _Run:
                 self.finished += 1
                 self.tokens_out += sequence.outputs
                 self.finish_s = max(self.finish_s, end_s)
-        while slot.held > self.capacity and slot.running > 1:
+        while self._held(slot) > self.capacity and slot.running > 1:
             self._preempt(slot)
 
     def _leave(self, slot: _Slot, sequence: _Sequence) -> None:
@@ -325,18 +337,22 @@ class _Run:
         sequence.gone = True
 
     def _preempt(self, slot: _Slot) -> None:
-        """The latest arrival gives its cache back, to be prefilled again with its output so far."""
+        """The latest arrival gives its cache back, to be prefilled again with its output so far.
+
+        With prefix caching, blocks stay until others grow into them: only so many tokens are computed again.
+        """
         while slot.order[-1].gone:
             slot.order.pop()
         sequence = slot.order.pop()
         self.preemptions += 1
-        if sequence.ends_at:
-            given = sequence.decoded(slot.steps) + 1
+        given = sequence.decoded(slot.steps) + 1 if sequence.ends_at else 0
+        again = _Sequence(sequence.prompt + given, sequence.outputs - given, sequence.started or given > 0)
+        if given:
             self._leave(slot, sequence)
             self.tokens_out += given
-            self.preempted.appendleft(_Sequence(sequence.prompt + given, sequence.outputs - given, True))
+            again.given_back_at = self.grown
         else:
             slot.prefilling.remove(sequence)
             slot.running -= 1
             slot.held -= self._holds(sequence, 0)
-            self.preempted.appendleft(_Sequence(sequence.prompt, sequence.outputs, sequence.started))
+        self.preempted.appendleft(again)

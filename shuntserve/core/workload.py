@@ -15,6 +15,7 @@ class Workload:
 
     `mean_context` is what a *resident* sequence holds on average: long outputs stay longer, so it is weighted by
     output length, not by request. `mean_held` is the same where the whole output is reserved on admission.
+    `output_cv` is the coefficient of variation of output lengths.
     """
 
     input_tokens: tuple[int, ...]
@@ -26,6 +27,7 @@ class Workload:
     mean_held: float = field(init=False)
     mean_input_squared: float = field(init=False)
     max_total: int = field(init=False)
+    output_cv: float = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.input_tokens or len(self.input_tokens) != len(self.output_tokens):
@@ -41,6 +43,8 @@ class Workload:
         reserved = sum((i + o) * o for i, o in zip(self.input_tokens, self.output_tokens, strict=True))
         object.__setattr__(self, "mean_held", reserved / total_out)
         object.__setattr__(self, "mean_input_squared", sum(i * i for i in self.input_tokens) / count)
+        spread = sum((o - total_out / count) ** 2 for o in self.output_tokens) / count
+        object.__setattr__(self, "output_cv", math.sqrt(spread) / (total_out / count))
         object.__setattr__(
             self, "max_total", max(i + o for i, o in zip(self.input_tokens, self.output_tokens, strict=True))
         )
