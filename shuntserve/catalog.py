@@ -56,8 +56,8 @@ class Tables:
 def load_tables(directory: Path | None = None) -> Tables:
     """The tables in `directory` (default: the shipped ones)."""
     root = directory or tables_dir()
-    long = {name: _long(root / f"{name}.csv", name[:-1]) for name in ("gpus", "links", "engines")}
-    return Tables(**long, instances=_rows(root / "instances.csv"), models=_rows(root / "models.csv"))
+    gpus, links, engines = (_long(root / f"{name}s.csv", name) for name in ("gpu", "link", "engine"))
+    return Tables(gpus, links, engines, _rows(root / "instances.csv"), _rows(root / "models.csv"))
 
 
 def catalog_from(tables: Tables) -> Catalog:

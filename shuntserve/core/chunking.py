@@ -1,7 +1,7 @@
 """How rows become chunks: big ones first, small ones at the end, rows with a common prefix side by side.
 
-Chunk sizes follow guided self-scheduling (Polychronopoulos and Kuck, 1987): a chunk takes a fixed share of what remains for each
-worker, so that all workers end at nearly the same time without knowing how long a row takes.
+Chunk sizes follow guided self-scheduling (Polychronopoulos and Kuck, 1987): a chunk takes a fixed share of what
+remains for each worker, so that all workers end at nearly the same time without knowing how long a row takes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 PREFIX_DEPTHS_TOKENS = (16, 64, 256, 1024, 4096)
-"""Depths at which prefixes are compared. vLLM's prefix cache shares blocks of 16 tokens, so less than that is worth nothing."""
+"""Depths at which prefixes are compared. vLLM's prefix cache shares blocks of 16 tokens: less is worth nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ def cut_chunks(
 ) -> tuple[list[tuple[int, int]], int]:
     """Cut a window of rows into chunks: half-open ranges that cover [0, kept) without a gap, and `kept`.
 
-    `rows_after` is how many rows may still come after the window. Unless `flush`, a last chunk that is not full is left out, so
-    that the rows [kept, len) join the next window. A row with more tokens than a chunk may have is a chunk by itself.
+    `rows_after` is how many rows may still come after the window. Unless `flush`, a last chunk that is not full is left
+    out, so that the rows [kept, len) join the next window. A row with more tokens than a chunk may have is a chunk by itself.
     """
     totals = np.concatenate(([0], np.cumsum(np.asarray(prompt_tokens, dtype=np.int64))))
     count = len(totals) - 1
@@ -65,8 +65,8 @@ def cut_chunks(
 def group_by_prefix(tokens: npt.NDArray[np.int32], offsets: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
     """An order of rows in which rows that share a prefix stand together, deeper prefixes closer.
 
-    Row i is `tokens[offsets[i]:offsets[i + 1]]`. Groups stand in the order of their first row and rows that share nothing keep
-    their place, so the order is the same for the same rows.
+    Row i is `tokens[offsets[i]:offsets[i + 1]]`. Groups stand in the order of their first row and rows that share
+    nothing keep their place, so the order is the same for the same rows.
     """
     starts = np.asarray(offsets[:-1], dtype=np.int64)
     lengths = np.diff(np.asarray(offsets, dtype=np.int64))
@@ -79,9 +79,7 @@ def group_by_prefix(tokens: npt.NDArray[np.int32], offsets: npt.NDArray[np.integ
         if len(alike) < 2:
             break
         prefix[alike] += _hash_of_slices(tokens, starts[alike], lengths[alike], compared, depth)
-        _, first, inverse, sizes = np.unique(
-            prefix[alike], return_index=True, return_inverse=True, return_counts=True
-        )
+        _, first, inverse, sizes = np.unique(prefix[alike], return_index=True, return_inverse=True, return_counts=True)
         key = np.arange(len(starts))
         key[alike] = alike[first[inverse]]
         keys.append(key)
@@ -97,7 +95,7 @@ def _hash_of_slices(
     begin: int,
     end: int,
 ) -> npt.NDArray[np.uint64]:
-    """For each row a sum over its tokens [begin, end), or as many as it has, that depends on their places; modulo 2**64."""
+    """For each row a sum over its tokens [begin, end), or as many as it has, by their places; modulo 2**64."""
     sums = np.zeros(len(starts), dtype=np.uint64)
     for position in range(begin, min(end, int(lengths.max(initial=0)))):
         rows = np.nonzero(lengths > position)[0]

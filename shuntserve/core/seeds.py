@@ -14,8 +14,8 @@ SEED_BITS = 62
 def row_seeds(base: str, source_file: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Seeds in [0, 2**62), one a row, that depend on nothing but `base` and the row's identity (file, row).
 
-    The rows of one file are spread by the finalizer of SplitMix64 (Steele, Lea and Flood, 2014), a bijection: rows of the same
-    file collide only in the two bits that are dropped.
+    The rows of one file are spread by the finalizer of SplitMix64 (Steele, Lea and Flood, 2014), a bijection: rows of
+    the same file collide only in the two bits that are dropped.
     """
     key = hashlib.sha256(f"{base}\0{source_file}".encode()).digest()
     offset = np.uint64(int.from_bytes(key[:8], "big"))

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class BestRuns:
     _at_most: dict[Make, float] = field(default_factory=dict)
 
     def of(self, makes: Sequence[Make], floors: Sequence[float] | None = None) -> list[Run | None]:
-        """The best run of each make, None where the model does not fit or no run is worth more than the make's floor."""
+        """The best run of each make; None where the model does not fit or no run is worth more than its floor."""
         floor = dict.fromkeys(makes, math.inf)
         for make, least in zip(makes, floors or [0.0] * len(makes), strict=True):
             floor[make] = min(floor[make], least)
@@ -129,7 +130,7 @@ class _Search:
 
     def run(self) -> list[Run | None]:
         edges = np.unique(np.linspace(0, len(self.levels), RANGES + 1).astype(np.int64))
-        self._pieces = [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        self._pieces = [(int(a), int(b)) for a, b in pairwise(edges)]
         spans = [(question, a, b) for question in range(len(self.questions)) for a, b in self._pieces]
         heaps: list[list[tuple[float, int, int, int]]] = [[] for _ in self.makes]
         self._push(heaps, spans)
@@ -149,7 +150,7 @@ class _Search:
                         points += [(question, level) for level in range(a, b)]
                     else:
                         cuts = np.unique(np.linspace(a, b, PIECES + 1).astype(np.int64))
-                        spans += [(question, int(x), int(y)) for x, y in zip(cuts[:-1], cuts[1:], strict=True)]
+                        spans += [(question, int(x), int(y)) for x, y in pairwise(cuts)]
             if not spans and not points:
                 break
             self._try(points)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import highspy
 import numpy as np
@@ -117,6 +117,10 @@ class LpDuals:
     line: np.ndarray  # per fleet line
     quota: np.ndarray  # per quota
     share: np.ndarray  # per pool (zeros when there is no cap)
+
+    def lifted(self, least: float) -> LpDuals:
+        """The same with no slot for nothing: prices may always be raised, the bound then rises with them."""
+        return replace(self, slot=np.maximum(self.slot, least))
 
     def rps_weight(self, goal: Goal, limits: Limits) -> float:
         """What one request/s is worth before charging the pools a pipeline touches."""
@@ -281,8 +285,8 @@ class Master:
                 for row, amount in column.usage:
                     load[row] += count * amount
         machines = np.zeros(len(self.data.pools))
-        for row, amount in zip(self.data.rows, load, strict=True):
-            machines[row.pool] = max(machines[row.pool], math.ceil(amount / row.per_machine - 1e-9))
+        for slot, amount in zip(self.data.rows, load, strict=True):
+            machines[slot.pool] = max(machines[slot.pool], math.ceil(amount / slot.per_machine - 1e-9))
         return machines
 
     def objective(self, x: np.ndarray, machines: np.ndarray) -> float:
