@@ -45,7 +45,8 @@ def cut_chunks(
     """Cut a window of rows into chunks: half-open ranges that cover [0, kept) without a gap, and `kept`.
 
     `rows_after` is how many rows may still come after the window. Unless `flush`, a last chunk that is not full is left
-    out, so that the rows [kept, len) join the next window. A row with more tokens than a chunk may have is a chunk by itself.
+    out, so that the rows [kept, len) join the next window. A row with more tokens than a chunk may have is a chunk
+    by itself.
     """
     totals = np.concatenate(([0], np.cumsum(np.asarray(prompt_tokens, dtype=np.int64))))
     count = len(totals) - 1
