@@ -83,6 +83,8 @@ class EngineProcess:
         self._unsent = bytearray()
         self._events: list[EngineEvent] = []
         self._in_flight: set[str] = set()
+        self._early: list[SequenceRequest] = []
+        """Submitted before the engine was ready."""
         self._ready = False
         self._loss: EngineLost | None = None
         """Decided, but perhaps not yet reported: that waits until no process is left."""
@@ -119,7 +121,10 @@ class EngineProcess:
         self._send(frames.Start(self._backend, self._options))
 
     def submit(self, requests: Sequence[SequenceRequest]) -> None:
-        if not self._ready or self._loss is not None:
+        if self._loss is not None or self._over:
+            return
+        if not self._ready:
+            self._early.extend(requests)
             return
         if not self._in_flight:
             self._progress_at_s = self._clock()
@@ -127,6 +132,8 @@ class EngineProcess:
         self._send(frames.Submit(list(requests)))
 
     def abort(self, seq_ids: Sequence[str]) -> None:
+        unwanted = set(seq_ids)
+        self._early = [request for request in self._early if request.seq_id not in unwanted]
         known = [seq_id for seq_id in seq_ids if seq_id in self._in_flight]
         self._in_flight.difference_update(known)
         if known and self._loss is None:
@@ -238,6 +245,9 @@ class EngineProcess:
                 self._ready = True
                 self._progress_at_s = now_s
                 self._events.append(ready)
+                early, self._early = self._early, []
+                if early:
+                    self.submit(early)
             case frames.Lost(lost):
                 self._lose(lost)
 

@@ -200,6 +200,8 @@ class VllmBackend:
         if self._core_ids.get(seq_id) != core_id:
             return  # aborted meanwhile
         completion = output.outputs[0]
+        if completion.finish_reason == "abort":
+            return  # a core that is told to end says so of every sequence: not an end of the sequence, but of the core
         if completion.finish_reason is not None:
             del self._core_ids[seq_id]
         if completion.finish_reason == "error":

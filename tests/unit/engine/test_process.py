@@ -93,6 +93,20 @@ def test_deltas_arrive_whole_and_in_order(make_engine: EngineMaker) -> None:
     assert Refused("c", "too_long", "longer than the model") in events
 
 
+def test_sequences_may_be_submitted_before_the_engine_is_ready(make_engine: EngineMaker) -> None:
+    """They wait for it, and can be aborted meanwhile."""
+    engine = make_engine()
+
+    engine.submit([scripted("early", ("finish",)), scripted("unwanted", ("finish",))])
+    engine.abort(["unwanted"])
+    events = until(engine, lambda events: len(events) == 2)
+
+    assert isinstance(events[0], EngineReady)
+    assert isinstance(events[1], Delta)
+    assert events[1].seq_id == "early"
+    assert engine.poll(0.3) == []
+
+
 def test_an_aborted_sequence_ends(make_engine: EngineMaker) -> None:
     """After an abort nothing more comes of a sequence, and waiting for it is no hang."""
     engine = make_engine(hang_s=1.0)
@@ -137,7 +151,7 @@ def test_how_an_engine_ends_says_whose_fault_it_was(
     assert isinstance(lost, EngineLost)
     assert lost.kind is kind
     assert detail in lost.detail
-    assert time.monotonic() - before_s < 5
+    assert time.monotonic() - before_s < 10
     assert engine.process_ids == ()
 
 
