@@ -40,8 +40,9 @@ def fit_tables(
     parameters: Sequence[Parameter],
     measurements: Sequence[Measurement],
     weights: Mapping[str, float] | None = None,
+    start: Mapping[str, float] | None = None,
 ) -> Fit:
-    """Values of `parameters` under which the estimator is nearest to `measurements`, from their priors."""
+    """Values of `parameters` under which the estimator is nearest to `measurements` and not far from their priors."""
 
     def residuals(values: Mapping[str, float], where: Sequence[int]) -> list[float]:
         catalog = catalog_from(tables.with_values(cell_values(parameters, values)))
@@ -49,7 +50,7 @@ def fit_tables(
         stage_rates.cache_clear()
         return [log_error(catalog, measurements[i]) for i in where]
 
-    return fit(parameters, residuals, [m.source for m in measurements], weights)
+    return fit(parameters, residuals, [m.source for m in measurements], weights, start=start)
 
 
 def centred(tables: Tables, parameters: Sequence[Parameter]) -> list[Parameter]:

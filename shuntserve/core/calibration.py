@@ -49,7 +49,8 @@ def fit(
     """Values that make the residuals small; `sources[i]` names the origin of residual i.
 
     `weights` says how much a source counts (default 1 each). Values stay within each parameter's bounds. A parameter's
-    derivatives are taken only where a large change of it shows at all: most touch few measurements.
+    derivatives are taken only where a large change of it shows at all: most touch few measurements, and one that
+    touches none stays at its prior. `start` only makes the search shorter.
     """
     priors = np.log([p.prior for p in parameters])
     low, high = np.log([p.low for p in parameters]), np.log([p.high for p in parameters])
@@ -68,6 +69,8 @@ def fit(
 
     y = evaluate(at)
     touched = [np.flatnonzero(evaluate(_nudged(at, j, _PROBE)) != y).tolist() for j in range(len(parameters))]
+    idle = [j for j, where in enumerate(touched) if not where]
+    at[idle] = priors[idle]
     best, damping, done = loss(y, at), 1e-2, 0
     for done in range(1, rounds + 1):  # noqa: B007
         jacobian = np.zeros((len(sources), len(parameters)))

@@ -65,7 +65,7 @@ def predict(catalog: Catalog, measurement: Measurement) -> float:
         return _alone(catalog, measurement, model, engine)
     if measurement.workload is None:
         raise ValueError("a measurement of requests/s needs a workload")
-    pipeline = build_pipeline(catalog, _even(measurement.stages, model.num_layers), model.num_layers)
+    pipeline = build_pipeline(catalog, even_layers(measurement.stages, model.num_layers), model.num_layers)
     engine = engine.tuned_for(spec.gpu for spec in pipeline.stages)
     return pipeline_estimate(
         model,
@@ -93,7 +93,7 @@ def _alone(catalog: Catalog, measurement: Measurement, model: ModelShape, engine
     return rates.layer_s(model.layers[-1], measurement.step or Step())
 
 
-def _even(stages: tuple[StageText, ...], layers: int) -> list[StageText]:
+def even_layers(stages: tuple[StageText, ...], layers: int) -> list[StageText]:
     """Layers shared out evenly where none are given."""
     if any(stage.layers is not None for stage in stages):
         return list(stages)

@@ -3,7 +3,8 @@
     python tests/bench/estimator.py --data DIR [--json] [--fit] [--write]
 
 `--fit` fits the parameters anew from their priors, in memory; `--write` puts the result into datasets/. Leaving a GPU
-out means: all its rows are dropped, all parameters are fitted again from their priors, and its rows are predicted.
+out means: all its rows are dropped, all parameters are fitted again (those that only it spoke about stay at their
+priors), and its rows are predicted.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from estimator_runs import ENGINE, fit_version_factor, whole_runs
 from shuntserve.calibrate import fit_tables, log_error
 from shuntserve.catalog import Tables, catalog_from, load_parameters, load_tables, tables_dir
 from shuntserve.core.catalog import Catalog
-from shuntserve.core.measurement import Measurement
+from shuntserve.core.finite_job import job_estimate
+from shuntserve.core.measurement import Measurement, even_layers
 from shuntserve.core.parameters import Parameter, cell_values
+from shuntserve.core.stage_text import build_pipeline
 
 # What each source counts in the fit. Two vLLM sweeps and the tables matter most; no source counts by its row number.
 WEIGHTS = {
@@ -41,6 +44,11 @@ WEIGHTS = {
 TARGETS = {SWEEP["vllm"]: 0.07, SWEEP["trtllm"]: 0.06, "tables, grade A": 0.18, LAYERS: 0.12, "leave one GPU out": 0.20}
 VERSION_FACTOR = ("engines", ENGINE, "version_factor")
 THIN = 4  # the layer profiles are smooth and many: every fourth row says as much to a fit
+# Requests queued for each (prompt, output) length in the TensorRT-LLM tables: their documentation, section on method.
+PUBLISHED_REQUESTS = {
+    (128, 128): 30000, (128, 2048): 3000, (128, 4096): 1500, (500, 2000): 3000, (1000, 1000): 3000, (1000, 2000): 1500,
+    (2048, 128): 3000, (2048, 2048): 1500, (5000, 500): 1500, (20000, 2000): 1000,
+}  # fmt: skip
 COMMAND = "fitted: python tests/bench/estimator.py --data DIR --fit --write"
 
 
@@ -74,10 +82,15 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fit_to(tables: Tables, parameters: Sequence[Parameter], measurements: Sequence[Measurement]) -> dict[str, float]:
-    """Parameters fitted to `measurements`, starting from their priors."""
+def fit_to(
+    tables: Tables,
+    parameters: Sequence[Parameter],
+    measurements: Sequence[Measurement],
+    start: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Parameters fitted to `measurements`."""
     used = [m for i, m in enumerate(measurements) if m.source != LAYERS or i % THIN == 0]
-    return fit_tables(tables, parameters, used, WEIGHTS).values
+    return fit_tables(tables, parameters, used, WEIGHTS, start).values
 
 
 def build_report(
@@ -129,7 +142,7 @@ def leave_gpus_out(
     for gpu in sorted({m.gpu for m in measurements}):
         kept = [m for m in measurements if m.gpu != gpu]
         left = [m for m in measurements if m.gpu == gpu]
-        values = fit_to(tables, parameters, kept)
+        values = fit_to(tables, parameters, kept, {p.name: tables.value(p.cells[0]) for p in parameters})
         catalog = catalog_from(tables.with_values(cell_values(parameters, values)))
         scored = [(m, math.exp(log_error(catalog, m))) for m in left]
         result[gpu] = {**_score(scored), **{f"mape {s}": v["mape"] for s, v in _by(scored, lambda m: m.source).items()}}
@@ -142,24 +155,44 @@ def leave_gpus_out(
 
 
 def explain(catalog: Catalog, measurement: Measurement) -> str:
-    """Why a large miss is large, as far as the estimate itself shows."""
+    """Why a large miss is large, as far as the estimate itself and the published method show."""
     if measurement.source == LAYERS:
-        return (
-            "the profile is rounded to whole (prefill) or tenths of (decode) milliseconds, here as large as the value"
-        )
-    gpu = catalog.gpu(measurement.stages[0].place) if measurement.stages[0].is_gpu else None
-    if gpu is not None:
-        if measurement.source == TGI:
-            return "closed loop at low load through an HTTP endpoint; how many requests ran at a time is not stated"
-        model, tp = catalog.model(measurement.model), measurement.stages[0].tp
-        share = model.params * measurement.precision.weight_bytes / len(measurement.stages) / tp / gpu.memory_bytes
-        if share > 0.75:
-            return (
-                f"weights fill {share:.0%} of each GPU: a gigabyte of workspace more or less changes the seats by half"
-            )
-    return (
-        "the load is not fully stated: how many sequences the engine was built for, and how many requests were queued"
+        return "the profile is rounded to whole or tenths of milliseconds, or jumps from one kernel to another there"
+    if measurement.source == TGI:
+        return "closed loop at low load through an HTTP endpoint; how many requests ran at a time is not stated"
+    if measurement.source == KERNELS:
+        return "one kernel shape at the ridge, where the root of squares is slower than the kernel measured"
+    stage = measurement.stages[0]
+    model = catalog.model(measurement.model)
+    gpu = catalog.gpu(stage.place) if stage.is_gpu else catalog.instance(stage.place).gpu
+    share = model.params * measurement.precision.weight_bytes / len(measurement.stages) / stage.tp / gpu.memory_bytes
+    if share > 0.75:
+        return f"weights fill {share:.0%} of each GPU: a gigabyte of workspace more or less changes the seats by half"
+    if model.layers[-1].is_moe and "1.0" in measurement.label:
+        return "published with attention data parallelism and expert parallelism, which the estimator does not model"
+    if len(measurement.stages) >= 4:
+        return "host time of that engine's deep pipelines: nothing else in the pack shows it, so it is not fitted"
+    lengths = measurement.workload and (measurement.workload.input_tokens[0], measurement.workload.output_tokens[0])
+    queued = PUBLISHED_REQUESTS.get(lengths or (0, 0))
+    if queued:
+        again = _simulated(catalog, measurement, queued)
+        return f"only {queued:,} requests were queued, so that ramp and drain weigh; {again}"
+    return "not explained"
+
+
+def _simulated(catalog: Catalog, measurement: Measurement, requests: int) -> str:
+    """The same row as a finite job of as many requests as the published method queued."""
+    model = catalog.model(measurement.model)
+    pipeline = build_pipeline(catalog, even_layers(measurement.stages, model.num_layers), model.num_layers)
+    assert measurement.workload is not None
+    job = job_estimate(
+        model,
+        [pipeline],
+        measurement.workload.requests(requests),
+        catalog.engine(measurement.engine),
+        measurement.precision,
     )
+    return f"simulated with so many, predicted / measured is {job.job_rps / measurement.value:.2f}"
 
 
 def _by(scored: Sequence[tuple[Measurement, float]], key: Callable[[Measurement], str]) -> dict[str, dict[str, float]]:
