@@ -80,7 +80,9 @@ def usual(server: S3Server) -> Iterator[None]:
             patch.delenv(name, raising=False)
         for name, value in server.environ.items():
             patch.setenv(name, value)
+        s3_filesystem.cache_clear()  # a test elsewhere may have led it to a server that is gone
         yield
+    s3_filesystem.cache_clear()
 
 
 @pytest.fixture
