@@ -211,6 +211,8 @@ class _Search:
             counts=counts,
             layer_s=regimes.layer_s[rows, kinds],
             fixed_s=regimes.fixed_s[rows, positions, kinds],
+            pace_layer_s=regimes.pace_layer_s[rows, kinds],
+            pace_fixed_s=regimes.pace_fixed_s[rows, positions, kinds],
             room=regimes.room[rows, positions, kinds].astype(np.float64),
             in_flight=regimes.in_flight[index],
             lost_s=regimes.round_s[index] + total,
@@ -220,13 +222,14 @@ class _Search:
     def _hops(self, regimes: Regimes, question: Question) -> tuple[np.ndarray, np.ndarray]:
         """All hops of a round, and the longest of them."""
         groups = self.makes[question.make].groups
-        remote = [regimes.remote_hop_s[:, group.kinds[0][0]] for group in groups]
-        ends = question.ends
-        total, longest = least_hops_s(
-            remote, [group.machines for group in groups], ends.first[0], ends.last[0], ends.together
-        )
+        remote = [regimes.pace_remote_hop_s[:, group.kinds[0][0]] for group in groups]
+        ends, machines = question.ends, [group.machines for group in groups]
+        total = least_hops_s(remote, machines, ends.first[0], ends.last[0], ends.together)
+        longest = np.zeros_like(total)
+        if sum(machines) > 1:
+            longest = np.stack([regimes.remote_hop_s[:, group.kinds[0][0]] for group in groups]).max(axis=0)
         for group in groups:
-            local = [regimes.local_hop_s[:, kind] for kind, number in group.kinds for _ in range(number)]
+            local = [regimes.pace_local_hop_s[:, kind] for kind, number in group.kinds for _ in range(number)]
             stay = len(local) - group.machines
             if stay > 0:
                 total = total + np.sort(np.stack(local), axis=0)[:stay].sum(axis=0)
@@ -305,12 +308,14 @@ def _order(
     }
     front = next(machine for machine, load in loads.items() if (ends.first[1], FIRST) in load)
     back = next(machine for machine, load in loads.items() if (ends.last[1], LAST) in load)
-    hop_s = {machine: float(regimes.remote_hop_s[0, load[0][0]]) for machine, load in loads.items()}
+    hop_s = {machine: float(regimes.pace_remote_hop_s[0, load[0][0]]) for machine, load in loads.items()}
     between = [machine for machine in loads if machine not in (front, back)]
     between.sort(key=lambda machine: (hop_s[machine] if hop_s[back] > hop_s[front] else -hop_s[machine], machine))
     row: list[tuple[int, int, tuple[int, int]]] = []
     for machine in [front, *between, *([back] if back != front else [])]:
-        load = sorted(loads[machine], key=lambda part: (part[1] != FIRST, regimes.local_hop_s[0, part[0]], part[0]))
+        load = sorted(
+            loads[machine], key=lambda part: (part[1] != FIRST, regimes.pace_local_hop_s[0, part[0]], part[0])
+        )
         row += [(kind, position, machine) for kind, position in load if position != LAST]
     row.append((ends.last[1], LAST, back))
     left = {slot: list(layers) for slot, layers in shares.items()}

@@ -2,7 +2,7 @@
 
 Each row of the arrays is one question; its stages come in groups of equal ones (last axis), `counts` says how many
 stages each group has. Within a period T a stage holds min(room, ⌊(T − fixed)/layer_s⌋) layers, at least one; among the
-splits that respect this the least total time fills the fastest stages first. So whether T is possible is decided
+splits that respect this the least total (paced) time fills the fastest stages first. So whether T is possible is decided
 exactly, and a bisection finds the least T.
 """
 
@@ -26,6 +26,8 @@ class Cover:
     counts: np.ndarray
     layer_s: np.ndarray
     fixed_s: np.ndarray
+    pace_layer_s: np.ndarray
+    pace_fixed_s: np.ndarray
     room: np.ndarray
     in_flight: np.ndarray
     lost_s: np.ndarray
@@ -33,7 +35,9 @@ class Cover:
 
     def take(self, rows: np.ndarray) -> Cover:
         """Some of the rows."""
-        names = ("counts", "layer_s", "fixed_s", "room", "in_flight", "lost_s", "floor_s")
+        names = (
+            "counts", "layer_s", "fixed_s", "pace_layer_s", "pace_fixed_s", "room", "in_flight", "lost_s", "floor_s",
+        )  # fmt: skip
         return Cover(self.layers, self.stages, *(getattr(self, name)[rows] for name in names))
 
 
@@ -47,14 +51,14 @@ def split(cover: Cover, period_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     spare = np.where(used, counts * np.maximum(capacity - 1, 0), 0.0)
     left = cover.layers - cover.stages
     able &= spare.sum(axis=1) >= left
-    order = np.argsort(cover.layer_s, axis=1, kind="stable")
+    order = np.argsort(cover.pace_layer_s, axis=1, kind="stable")
     fastest = np.take_along_axis(spare, order, axis=1)
     before = np.cumsum(fastest, axis=1) - fastest
     taken = np.clip(left - before, 0.0, fastest)
     held = np.empty_like(taken)
     np.put_along_axis(held, order, taken, axis=1)
     held += counts
-    work_s = (counts * cover.fixed_s + held * cover.layer_s).sum(axis=1)
+    work_s = (counts * cover.pace_fixed_s + held * cover.pace_layer_s).sum(axis=1)
     round_s = (work_s + cover.lost_s) / cover.in_flight
     able &= (round_s <= period_s * (1 + 1e-12)) & (cover.floor_s <= period_s * (1 + 1e-12))
     deepest = np.ceil(held / np.maximum(counts, 1) - ROUNDING)
@@ -72,7 +76,8 @@ def least_period(cover: Cover, rounds: int = 60, tolerance: float = 1e-7) -> tup
     least = np.where(used, cover.fixed_s + cover.layer_s, 0.0).max(axis=1)
     below = np.maximum(least, cover.floor_s)
     full = np.where(used, cover.fixed_s + cover.layer_s * np.maximum(cover.room, 0), 0.0)
-    above = np.maximum(full.max(axis=1), ((counts * full).sum(axis=1) + cover.lost_s) / cover.in_flight)
+    paced = np.where(used, cover.pace_fixed_s + cover.pace_layer_s * np.maximum(cover.room, 0), 0.0)
+    above = np.maximum(full.max(axis=1), ((counts * paced).sum(axis=1) + cover.lost_s) / cover.in_flight)
     above = np.maximum(above, below) * (1 + 1e-9)
     _, able, needed = split(cover, above)
     above = np.where(able, needed, np.inf)

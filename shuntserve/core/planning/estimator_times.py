@@ -14,18 +14,21 @@ import numpy as np
 
 from shuntserve.core.catalog import Catalog
 from shuntserve.core.engine_profile import EngineProfile, Precision
-from shuntserve.core.estimate import PipelineEstimate, pipeline_estimate, seat_tokens, steady_step
+from shuntserve.core.estimate import PipelineEstimate, pace_step, pipeline_estimate, seat_tokens, steady_step
 from shuntserve.core.hardware import Instance
 from shuntserve.core.model_shape import ModelShape
 from shuntserve.core.planning.stage_times import FIRST, LAST, MIDDLE, ONLY, POSITIONS, Regimes, Seat, StageKind
-from shuntserve.core.roofline import StageRates, stage_rates
+from shuntserve.core.roofline import StageRates, Step, stage_rates
 from shuntserve.core.stage import StageSpec
 from shuntserve.core.workload import Workload
 from shuntserve.errors import InvalidInput
 
-GRID_RATIO = 1.005
+GRID_RATIO = 1.01
 BELOW_ONE = 24
 """Marks for fewer seats than stages."""
+PACE_EVERY = 3
+"""Paced times are tabulated at every third size, and for these numbers of micro-batches; less is optimistic."""
+PACE_IN_FLIGHT = np.array([1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128])
 
 
 class EstimatorTimes:
@@ -61,7 +64,9 @@ class EstimatorTimes:
             if (self._rows)
             else np.zeros((0, len(self._grid), 1 + POSITIONS))
         )
-        self._memo: dict[tuple[int, float], np.ndarray] = {}
+        self._memo: dict[tuple[int, Step], np.ndarray] = {}
+        self._pace_tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._alike = workload.output_cv == 0
         self._flow = np.array([instance.flow_bytes_per_s for instance in self._instance_of])
         self._bus = np.array([r.link.bus(max(r.tp, 2)) for r in self._rates])
 
@@ -157,10 +162,10 @@ class EstimatorTimes:
 
     def _times_at(self, row: int, sizes: np.ndarray) -> np.ndarray:
         """[size, 1 + p]: seconds per layer, then fixed seconds by position."""
-        return np.stack([self._time(row, float(size)) for size in sizes])
+        return np.stack([self._time(row, steady_step(self.workload, float(size))) for size in sizes])
 
-    def _time(self, row: int, per_micro: float) -> np.ndarray:
-        rates, step = self._rows[row], steady_step(self.workload, per_micro)
+    def _time(self, row: int, step: Step) -> np.ndarray:
+        rates = self._rows[row]
         parts = rates.time(step)
         fixed, first, last = parts.fixed_s, parts.first_s, parts.last_s
         low = (0.0, 0.0, 0.0)
@@ -181,15 +186,41 @@ class EstimatorTimes:
         few = np.geomspace(1.0, stages, BELOW_ONE, endpoint=False) if stages > 1 else np.zeros(0)
         return np.concatenate((few, stages * self._grid))
 
-    def _regimes(self, stages: int, low: np.ndarray, high: np.ndarray, times: np.ndarray) -> Regimes:
-        """`times` is [n, row, 1 + p], at `high`."""
+    def _pace_table(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """[size, row, 1 + p] paced times and [size] tokens of the paced step, `level` micro-batches being in flight."""
+        if level not in self._pace_tables:
+            sizes = self._grid[::PACE_EVERY]
+            steps = [pace_step(self.workload, float(size), float(level), self.engine) for size in sizes]
+            rows = range(len(self._rows))
+            times = np.array([[self._time(row, step) for row in rows] for step in steps])
+            shape = (len(steps), len(self._rows), 1 + POSITIONS)
+            self._pace_tables[level] = times.reshape(shape), np.array([step.tokens for step in steps])
+        return self._pace_tables[level]
+
+    def _paced(self, stages: int, low: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Optimistic paced times and tokens of ranges whose times stand at index `at` of the grid."""
+        levels = PACE_IN_FLIGHT[np.searchsorted(PACE_IN_FLIGHT, np.minimum(stages, np.maximum(low, 1.0)), "right") - 1]
+        times = np.empty((len(at), len(self._rows), 1 + POSITIONS))
+        tokens = np.empty(len(at))
+        for level in np.unique(levels):
+            here = np.flatnonzero(levels == level)
+            table, sent = self._pace_table(int(level))
+            times[here], tokens[here] = table[at[here] // PACE_EVERY], sent[at[here] // PACE_EVERY]
+        return times, tokens
+
+    def _regimes(
+        self, stages: int, low: np.ndarray, high: np.ndarray, times: np.ndarray, paced: tuple[np.ndarray, np.ndarray]
+    ) -> Regimes:
+        """`times` and paced times are [n, row, 1 + p], at `high`."""
         per_micro = np.maximum(high / stages, 1.0)
         admitted = self.workload.mean_input / self.workload.mean_output
-        size = per_micro * (1.0 + admitted) * 2.0 * self.model.hidden * self.precision.activation_bytes
+        per_token = 2.0 * self.model.hidden * self.precision.activation_bytes
+        mean_size = per_micro * (1.0 + admitted) * per_token
+        size = np.maximum(mean_size, paced[1] * per_token)
         remote = self.engine.remote_stage_s * self.engine.version_factor
         least = np.minimum(stages, low)
         round_s = [self.engine.host_s(float(q), float(m)) for q, m in zip(least, per_micro, strict=True)]
-        by_kind = times[:, self._row]
+        by_kind, pace = times[:, self._row], np.maximum(times, paced[0])[:, self._row]
         return Regimes(
             stages=stages,
             low=low,
@@ -200,24 +231,37 @@ class EstimatorTimes:
             layer_s=by_kind[:, :, 0],
             fixed_s=np.moveaxis(by_kind[:, :, 1:], 2, 1),
             room=self._room(low),
-            remote_hop_s=size[:, None] / self._flow + remote,
-            local_hop_s=size[:, None] / self._bus,
+            pace_layer_s=pace[:, :, 0],
+            pace_fixed_s=np.moveaxis(pace[:, :, 1:], 2, 1),
+            remote_hop_s=mean_size[:, None] / self._flow + remote,
+            pace_remote_hop_s=size[:, None] / self._flow + remote,
+            pace_local_hop_s=size[:, None] / self._bus,
         )
 
     def regimes(self, stages: int, low: np.ndarray, high: np.ndarray) -> Regimes:
         per_micro = np.maximum(high / stages, 1.0)
         index = np.clip(np.searchsorted(self._grid, per_micro * (1 + 1e-12), side="right") - 1, 0, None)
-        return self._regimes(stages, low, high, np.moveaxis(self._grid_times[:, index], 0, 1))
+        times = np.moveaxis(self._grid_times[:, index], 0, 1)
+        paced = (times, np.zeros(len(low))) if self._alike else self._paced(stages, low, index)
+        return self._regimes(stages, low, high, times, paced)
 
     def points(self, stages: int, seats: np.ndarray) -> Regimes:
         times = np.empty((len(seats), len(self._rows), 1 + POSITIONS))
-        for i, per_micro in enumerate(np.maximum(seats / stages, 1.0)):
+        pace, tokens = np.empty_like(times), np.empty(len(seats))
+        for i, (per_micro, all_seats) in enumerate(zip(np.maximum(seats / stages, 1.0), seats, strict=True)):
+            step = steady_step(self.workload, float(per_micro))
+            paced = pace_step(self.workload, float(per_micro), float(min(stages, all_seats)), self.engine)
+            tokens[i] = paced.tokens
             for row in range(len(self._rows)):
-                key = (row, float(per_micro))
-                if key not in self._memo:
-                    self._memo[key] = self._time(row, float(per_micro))
-                times[i, row] = self._memo[key]
-        return self._regimes(stages, seats, seats, times)
+                times[i, row] = self._remembered(row, step)
+                pace[i, row] = times[i, row] if paced == step else self._remembered(row, paced)
+        return self._regimes(stages, seats, seats, times, (pace, tokens))
+
+    def _remembered(self, row: int, step: Step) -> np.ndarray:
+        key = (row, step)
+        if key not in self._memo:
+            self._memo[key] = self._time(row, step)
+        return self._memo[key]
 
     # --- the truth ---
 

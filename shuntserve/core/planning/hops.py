@@ -9,8 +9,8 @@ import numpy as np
 
 def least_hops_s(
     hop_s: Sequence[np.ndarray], machines: Sequence[int], first: int, last: int, comes_back: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Least total and least longest hop of a chain over all machines, per row.
+) -> np.ndarray:
+    """Least total of the hops of a chain over all machines, per row.
 
     Group g has `machines[g]` machines with hop time `hop_s[g]`; a hop costs what the slower of its two ends needs. The
     chain starts on a machine of group `first` and ends on another of group `last`, or comes back to the same one.
@@ -21,7 +21,7 @@ def least_hops_s(
     total = sum(machines)
     zero = np.zeros_like(hop_s[0])
     if total == 1:
-        return zero, zero
+        return zero
     edges_of_all = total if comes_back else total - 1
     order = sorted(range(len(machines)), key=lambda g: (float(hop_s[g][0]), g))
     result, level, remaining = zero, zero, total
@@ -37,4 +37,4 @@ def least_hops_s(
         result = result + (hop_s[group] - level) * edges
         level = hop_s[group]
         remaining -= machines[group]
-    return result, hop_s[order[-1]]
+    return result

@@ -145,10 +145,11 @@ class _Bounding:
     def _improve(self, regimes: Regimes, i: int, best: np.ndarray) -> None:
         """Raise `best` where range i allows more: only periods that would beat it are looked at."""
         kinds, stages, counts = self.kinds, self.stages, self.counts
-        order = np.argsort(regimes.layer_s[i, kinds], kind="stable")
+        order = np.argsort(regimes.pace_layer_s[i, kinds], kind="stable")
         kinds = kinds[order]
         position = ONLY if stages == 1 else MIDDLE
         fixed, layer = regimes.fixed_s[i, position, kinds], regimes.layer_s[i, kinds]
+        paced = (regimes.pace_fixed_s[i, position, kinds], regimes.pace_layer_s[i, kinds])
         room = regimes.room[i, position, kinds].astype(np.float64)
         counts = counts[:, order]
         used = counts > 0
@@ -163,17 +164,18 @@ class _Bounding:
         target = best[rows]
         above = np.where(target > 0, work / np.maximum(target, 1e-300), np.inf)
         full = np.maximum(
-            np.where(used, fixed + layer * room, 0.0).max(axis=1), (lost + counts @ (fixed + layer * room)) / in_flight
+            np.where(used, fixed + layer * room, 0.0).max(axis=1),
+            (lost + counts @ (paced[0] + paced[1] * room)) / in_flight,
         )
         above = np.minimum(above, np.maximum(full, floor) * (1 + 1e-9))
-        alive = (above > floor) & self._possible(above, counts, used, fixed, layer, room, lost, in_flight)
+        alive = (above > floor) & self._possible(above, counts, used, fixed, layer, paced, room, lost, in_flight)
         rows, counts, used, lost = rows[alive], counts[alive], used[alive], lost[alive]
         above, below = above[alive], floor[alive].copy()
         for _ in range(ROUNDS):
             if not len(rows):
                 return
             middle = np.sqrt(below * above)
-            able = self._possible(middle, counts, used, fixed, layer, room, lost, in_flight)
+            able = self._possible(middle, counts, used, fixed, layer, paced, room, lost, in_flight)
             above = np.where(able, middle, above)
             below = np.where(able, below, middle)
         best[rows] = np.maximum(best[rows], work / below)
@@ -185,6 +187,7 @@ class _Bounding:
         used: np.ndarray,
         fixed: np.ndarray,
         layer: np.ndarray,
+        paced: tuple[np.ndarray, np.ndarray],
         room: np.ndarray,
         lost: np.ndarray,
         in_flight: float,
@@ -197,7 +200,7 @@ class _Bounding:
         left = self.workshop.times.layers - self.stages
         able &= filled[:, -1] >= left
         taken = np.clip(left - (filled - spare), 0.0, spare)
-        work = counts @ (fixed + layer) + taken @ layer
+        work = counts @ (paced[0] + paced[1]) + taken @ paced[1]
         return able & (work + lost <= in_flight * period * (1 + 1e-12))
 
     def _lost(
@@ -207,16 +210,17 @@ class _Bounding:
         machines = self.machines[rows]
         one = {pool: int(self.kinds[np.flatnonzero(self.pool_of == pool)[0]]) for pool in self.pools}
         remote = np.array([regimes.remote_hop_s[i, one[pool]] for pool in self.pools])
+        paced = np.array([regimes.pace_remote_hop_s[i, one[pool]] for pool in self.pools])
         present = machines > 0
-        smallest = np.where(present, remote, np.inf).min(axis=1)
+        smallest = np.where(present, paced, np.inf).min(axis=1)
         total = machines.sum(axis=1)
-        lost = machines @ remote - smallest
-        local = np.array([regimes.local_hop_s[i, self.kinds[self.pool_of == pool]].min() for pool in self.pools])
+        lost = machines @ paced - smallest
+        local = np.array([regimes.pace_local_hop_s[i, self.kinds[self.pool_of == pool]].min() for pool in self.pools])
         per_pool = np.stack([self.counts[rows][:, self.pool_of == pool].sum(axis=1) for pool in self.pools], axis=1)
         lost = lost + (per_pool - machines) @ local + regimes.round_s[i]
         if self.stages > 1:
             for position in (FIRST, LAST):
-                extra = regimes.fixed_s[i, position, kinds] - regimes.fixed_s[i, MIDDLE, kinds]
+                extra = regimes.pace_fixed_s[i, position, kinds] - regimes.pace_fixed_s[i, MIDDLE, kinds]
                 lost = lost + np.where(used, extra, np.inf).min(axis=1)
         longest = np.where(total > 1, np.where(present, remote, 0.0).max(axis=1), 0.0)
         return lost, longest

@@ -6,9 +6,10 @@ micro-batches leaving the pipeline. Whatever the estimator does inside, this mus
 
     requests/s ≤ work(C) / T
     T ≥ time of every stage             T ≥ every hop
-    q·T ≥ Σ stage times + Σ hops + round(C)
+    q·T ≥ Σ paced stage times + Σ paced hops + round(C)
 
-where a stage's time is at least `fixed + layers × layer_s`; and larger batches pay: no time grows faster in C than
+where a stage's time is at least `fixed + layers × layer_s`, and *paced* times are those of the micro-batch that the
+others of a round wait for (never less than the mean ones); and larger batches pay: no time grows faster in C than
 work(C) does. Given C and T each kind of stage holds at most so many layers, and a pipeline is a cover of the model's
 layers: the whole search rests on that.
 
@@ -54,8 +55,11 @@ class Regimes:
     layer_s: np.ndarray  # [n, k]
     fixed_s: np.ndarray  # [n, p, k]
     room: np.ndarray  # [n, p, k] whole layers
+    pace_layer_s: np.ndarray  # [n, k]
+    pace_fixed_s: np.ndarray  # [n, p, k]
     remote_hop_s: np.ndarray  # [n, k] to or from another machine
-    local_hop_s: np.ndarray  # [n, k] within the machine
+    pace_remote_hop_s: np.ndarray  # [n, k]
+    pace_local_hop_s: np.ndarray  # [n, k] within the machine
 
     def take(self, index: np.ndarray) -> Regimes:
         """The ranges at `index`."""
@@ -64,8 +68,8 @@ class Regimes:
             *(
                 getattr(self, name)[index]
                 for name in (
-                    "low", "high", "work", "in_flight", "round_s", "layer_s", "fixed_s", "room", "remote_hop_s",
-                    "local_hop_s",
+                    "low", "high", "work", "in_flight", "round_s", "layer_s", "fixed_s", "room", "pace_layer_s",
+                    "pace_fixed_s", "remote_hop_s", "pace_remote_hop_s", "pace_local_hop_s",
                 )
             ),
         )  # fmt: skip

@@ -1,0 +1,160 @@
+"""Column generation: the linear programme over all pipelines, solved by asking the pricing problem for better ones.
+
+Every round yields a proven bound on the goal of any plan, whole or fractional; the least of them counts. Few and loose
+rounds come first, the last ones certify.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shuntserve.core.planning.columns import Column, Counts, Workshop
+from shuntserve.core.planning.master import Goal, Limits, LpDuals, LpSolution, Master, MasterData
+from shuntserve.core.planning.pricing import Prices, Pricer
+from shuntserve.core.planning.stage_times import MIDDLE, ONLY
+
+TARGETS = (1.06, 1.02)
+"""θ at which a round's pricing stops cutting; the last one is the caller's."""
+FEW_CELLS, MOST_CELLS = 6_000, 400_000
+WANTED = 40
+LEAST_PRICE = 2e-4
+"""Least slot price as a share of the mean one: a pool with more than enough still prices its stages."""
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Outcome of the linear programme: `bound` on the goal of every plan, and the duals it was proven with."""
+
+    feasible: bool
+    objective: float
+    bound: float
+    theta: float
+    duals: LpDuals
+    rounds: int
+    cells: int
+
+
+@dataclass
+class Pond:
+    """All columns known so far, shared by every master over the same pools."""
+
+    workshop: Workshop
+    columns: dict[Counts, Column] = field(default_factory=dict)
+
+    def look(self, wanted: Iterable[Counts], floors: Sequence[float] | None = None) -> list[Column]:
+        """Build what is not known yet; the new columns worth more than their floors."""
+        wanted = list(wanted)
+        asked = [
+            (counts, floor)
+            for counts, floor in dict(zip(wanted, floors or [0.0] * len(wanted), strict=True)).items()
+            if counts not in self.columns
+        ]
+        built = self.workshop.columns([counts for counts, _ in asked], [floor for _, floor in asked])
+        new = [column for column in built if column is not None]
+        self.columns.update((column.counts, column) for column in new)
+        return new
+
+    def seed(self) -> None:
+        """Pipelines of one kind of stage, as short as memory allows and somewhat longer."""
+        times = self.workshop.times
+        few = np.array([1.0])
+        wanted: list[Counts] = []
+        for number, offer in enumerate(self.workshop.offers):
+            alone = int(times.regimes(1, few, few).room[0, ONLY, offer.kind])
+            room = int(times.regimes(2, few, few).room[0, MIDDLE, offer.kind])
+            if room < 1:
+                continue
+            shortest = 1 if alone >= times.layers else max(2, math.ceil(times.layers / room))
+            lengths = {shortest, shortest + 1, math.ceil(shortest * 1.4), shortest * 2}
+            wanted += [((number, stages),) for stages in sorted(lengths) if stages <= times.max_stages]
+        self.look(wanted)
+
+
+class Relaxation:
+    """The linear programme of one goal under given limits, over a pond that it fills."""
+
+    def __init__(
+        self, pond: Pond, zones: Sequence[Sequence[int]], data: MasterData, goal: Goal, limits: Limits
+    ) -> None:
+        self.pond, self.zones, self.data, self.goal, self.limits = pond, zones, data, goal, limits
+        self.pricer = Pricer(pond.workshop)
+        self.master = Master(data, goal, limits)
+        self.numbers: list[Column] = []
+        for column in pond.columns.values():
+            self._add(column)
+
+    def _add(self, column: Column) -> None:
+        self.numbers.append(column)
+        self.master.add(column.master)
+
+    def refresh(self) -> None:
+        """Take up columns that others added to the pond."""
+        known = {column.counts for column in self.numbers}
+        for counts, column in self.pond.columns.items():
+            if counts not in known:
+                self._add(column)
+
+    def solve(self, tolerance: float, out_of_time: Callable[[], bool]) -> Relaxed:
+        """Generate columns until the bound is within `tolerance` of the linear programme, or time is up."""
+        best, theta, rounds, cells = math.inf, math.inf, 0, 0
+        targets = [*(target for target in TARGETS if target > 1 + 2 * tolerance), 1 + tolerance]
+        duals: LpDuals | None = None
+        while True:
+            lp = self.master.solve_lp()
+            if not lp.feasible:
+                return Relaxed(False, -math.inf, -math.inf, math.inf, lp.duals, rounds, cells)
+            raised = lp.duals.lifted(self._least_price(lp))
+            quote = self.pricer.quote(
+                self.zones, self._prices(raised), targets[0], MOST_CELLS if len(targets) == 1 else FEW_CELLS, WANTED
+            )
+            rounds, cells = rounds + 1, cells + quote.cells
+            bound = raised.bound(self.data, self.goal, self.limits, quote.theta)
+            if bound < best:
+                best, theta, duals = bound, quote.theta, raised
+            new = self._grow(quote.counts, raised)
+            if out_of_time() or (not new and len(targets) == 1):
+                return Relaxed(True, lp.objective, best, theta, duals or raised, rounds, cells)
+            if not new or (len(targets) > 1 and quote.theta <= targets[0] * 1.001):
+                targets = targets[1:] if len(targets) > 1 else targets
+
+    def _least_price(self, lp: LpSolution) -> float:
+        total = sum(
+            pool.count * row.per_machine
+            for row in self.data.rows
+            if row.block == 1
+            for pool in [self.data.pools[row.pool]]
+        )
+        worth = float(lp.duals.slot @ np.array([r.per_machine * self.data.pools[r.pool].count for r in self.data.rows]))
+        return max(LEAST_PRICE * worth / total, 1e-12)
+
+    def _prices(self, duals: LpDuals) -> Prices:
+        workshop = self.pond.workshop
+        stage = np.zeros(len(workshop.offers))
+        for number, offer in enumerate(workshop.offers):
+            for price, row in zip(duals.slot, workshop.slots, strict=True):
+                if row.pool == offer.pool and offer.gpus >= row.block:
+                    stage[number] += price * (offer.gpus // row.block)
+        return Prices(stage, duals.rps_weight(self.goal, self.limits), duals.share)
+
+    def _grow(self, wanted: Sequence[Counts], duals: LpDuals) -> int:
+        """Add those of the wanted multisets that are worth more than they cost; how many."""
+        fresh = [counts for counts in wanted if counts not in self.pond.columns]
+        weight = duals.rps_weight(self.goal, self.limits)
+        floors = []
+        for counts in fresh:
+            cost = sum(duals.slot[row] * amount for row, amount in self.pond.workshop.usage(counts))
+            pools = {self.pond.workshop.offers[offer].pool for offer, _ in counts}
+            worth = weight - float(sum(duals.share[pool] for pool in pools))
+            floors.append(cost / worth * (1 - 0.02) if worth > 0 else math.inf)
+        new = self.pond.look(fresh, floors)
+        for column in new:
+            self._add(column)
+        return sum(
+            column.rps * (weight - float(sum(duals.share[pool] for pool in column.pools)))
+            > (1 + 1e-6) * sum(duals.slot[row] * amount for row, amount in column.usage)
+            for column in new
+        )
