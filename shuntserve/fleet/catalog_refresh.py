@@ -25,6 +25,8 @@ PRODUCT = "Linux/UNIX"
 SCORED_TYPES = 3
 """Placement scores of fewer types than this are low whatever the capacity (EC2 user guide)."""
 _MIB = 1024 * 1024
+_LEAST_GBIT_S = 5.0
+"""Taken where EC2 states no rate at all (old types say "High")."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,7 @@ def _instance_row(item: Mapping[str, Any], catalog: Catalog, now: datetime) -> d
     if gpu is None:
         return f"{name}: its GPU {info.get('Name')!r} is not in the catalogue"
     network = item.get("NetworkInfo", {})
-    cards = network.get("NetworkCards", [])
-    baseline = sum(float(card.get("BaselineBandwidthInGbps") or 0) for card in cards)
-    burst = sum(float(card.get("PeakBandwidthInGbps") or 0) for card in cards)
-    labelled = re.search(r"(\d+)", str(network.get("NetworkPerformance", "")))
-    baseline = baseline or (float(labelled[1]) if labelled else 5.0)
+    baseline, burst = _network_gbit_s(network)
     shipped = catalog.instances.get(name)
     ebs = item.get("EbsInfo", {}).get("EbsOptimizedInfo", {})
     stamp = f"EC2 DescribeInstanceTypes, {now:%Y-%m-%dT%H:%MZ}"
@@ -113,7 +111,7 @@ def _instance_row(item: Mapping[str, Any], catalog: Catalog, now: datetime) -> d
         "vcpus": str(item["VCpuInfo"]["DefaultVCpus"]),
         "memory_gib": f"{item['MemoryInfo']['SizeInMiB'] / 1024:g}",
         "network_baseline_gbit_s": f"{baseline:g}",
-        "network_burst_gbit_s": f"{burst or baseline:g}",
+        "network_burst_gbit_s": f"{burst:g}",
         "ebs_baseline_mb_s": f"{ebs.get('BaselineThroughputInMBps', '')}",
         "nvme_gb": f"{item.get('InstanceStorageInfo', {}).get('TotalSizeInGB', '')}",
         "efa": str(bool(network.get("EfaSupported"))),
@@ -124,6 +122,20 @@ def _instance_row(item: Mapping[str, Any], catalog: Catalog, now: datetime) -> d
         blank = ("ondemand_usd_per_h", "ondemand_source", "spot_usd_per_h", "interruption", "spot_source")
         row |= dict.fromkeys((*blank, "quota_ondemand", "quota_spot"), "")
     return row
+
+
+def _network_gbit_s(network: Mapping[str, Any]) -> tuple[float, float]:
+    """Baseline and burst of the machine: its label where that states a rate, else its network cards together.
+
+    The label comes first since some types state every card at the whole machine's rate; "Up to …" is only a burst.
+    """
+    label = re.fullmatch(r"(?:(\d+)x\s*)?([\d.]+) Gigabit", str(network.get("NetworkPerformance", "")))
+    if label:
+        stated = int(label[1] or 1) * float(label[2])
+        return stated, stated
+    cards = network.get("NetworkCards", [])
+    baseline = sum(float(card.get("BaselineBandwidthInGbps") or 0) for card in cards) or _LEAST_GBIT_S
+    return baseline, max(baseline, sum(float(card.get("PeakBandwidthInGbps") or 0) for card in cards))
 
 
 def _gpu(info: Mapping[str, Any], catalog: Catalog) -> Gpu | None:

@@ -168,7 +168,7 @@ def test_a_model_too_large_says_how_many_layers_fit(catalog: Catalog) -> None:
 def test_an_engine_that_makes_no_sense_is_refused(catalog: Catalog, name: str, value: float) -> None:
     """Zero, negative, NaN and infinite settings never become an estimate."""
     with pytest.raises(InvalidInput, match=name):
-        replace(catalog.engine("vllm"), **{name: value})
+        replace(catalog.engine("vllm"), **{name: value})  # type: ignore[arg-type]
 
 
 def test_an_unknown_weight_type_is_refused() -> None:
