@@ -14,7 +14,7 @@ import numpy as np
 
 from shuntserve.core.planning.columns import Column, Counts, Workshop
 from shuntserve.core.planning.master import Goal, Limits, LpDuals, LpSolution, Master, MasterData
-from shuntserve.core.planning.pricing import Prices, Pricer
+from shuntserve.core.planning.pricing import Pricer, Prices, Quote
 from shuntserve.core.planning.stage_times import MIDDLE, ONLY
 
 TARGETS = (1.06, 1.02)
@@ -116,10 +116,14 @@ class Relaxation:
             if bound < best:
                 best, theta, duals = bound, quote.theta, raised
             new = self._grow(quote.counts, raised)
-            if out_of_time() or (not new and len(targets) == 1):
+            if best <= lp.objective * (1 + tolerance) or out_of_time() or (not new and len(targets) == 1):
                 return Relaxed(True, lp.objective, best, theta, duals or raised, rounds, cells)
             if not new or (len(targets) > 1 and quote.theta <= targets[0] * 1.001):
                 targets = targets[1:] if len(targets) > 1 else targets
+
+    def quote(self, duals: LpDuals, target: float) -> Quote:
+        """Price pipelines at these duals, to the end."""
+        return self.pricer.quote(self.zones, self._prices(duals), target, MOST_CELLS, WANTED)
 
     def _least_price(self, lp: LpSolution) -> float:
         total = sum(

@@ -2,8 +2,8 @@
 
 Each row of the arrays is one question; its stages come in groups of equal ones (last axis), `counts` says how many
 stages each group has. Within a period T a stage holds min(room, ⌊(T − fixed)/layer_s⌋) layers, at least one; among the
-splits that respect this the least total (paced) time fills the fastest stages first. So whether T is possible is decided
-exactly, and a bisection finds the least T.
+splits that respect this the least total (paced) time fills the fastest stages first. So whether T is possible is
+decided exactly, and a bisection finds the least T.
 """
 
 from __future__ import annotations

@@ -152,6 +152,20 @@ class LatticeSearch:
         chosen = self._rows_of(self.lattice.members(plans, point), self.value) if best > 0 else np.zeros(0, np.intp)
         return Found(tuple(self.columns[int(row)] for row in chosen), best, bound, tuple(self.columns.values()))
 
+    def without(self, column: Column) -> tuple[list[Column], int] | None:
+        """The best plan on what is known that has no such pipeline, and its point."""
+        values = self.value.copy()
+        for row, known in self.columns.items():
+            if known.counts == column.counts:
+                values[row] = 0.0
+        plans = self._frontier(values)
+        merit = self.judge.merit(plans.rps)
+        point = int(merit.argmax())
+        if merit[point] <= 0:
+            return None
+        rows = self._rows_of(self.lattice.members(plans, point), values)
+        return [self.columns[int(row)] for row in rows], point
+
     def _frontier(self, values: np.ndarray) -> Frontier:
         each = np.zeros(self.lattice.size)
         np.maximum.at(each, self.taken, values)

@@ -1,4 +1,4 @@
-"""Which machine of a pool each stage goes to: a pipeline's stages on one machine stay together where that is possible."""
+"""Which machine of a pool each stage goes to: what a pipeline has on one machine stays together where possible."""
 
 from __future__ import annotations
 

@@ -314,9 +314,11 @@ class _Search:
         seats = np.log(marks[high] / np.maximum(marks[low], 0.3))
         across = (high - low > 1) & ((seats * 0.5 > np.log(cells.fast / cells.slow)) | self._narrow(cells))
         middle, rate = (low + high) // 2, np.sqrt(cells.slow * cells.fast)
-        upper = (np.where(across, middle, low), high, np.where(across, cells.slow, rate), cells.fast)
-        lower = (low, np.where(across, middle, high), cells.slow, np.where(across, cells.fast, rate))
-        return _joined([Cells(*map(np.asarray, half), cells.nu, cells.ratio) for half in (upper, lower)])
+        split_low, split_high = np.where(across, middle, low), np.where(across, middle, high)
+        split_slow, split_fast = np.where(across, cells.slow, rate), np.where(across, cells.fast, rate)
+        upper = Cells(split_low, high, split_slow, cells.fast, cells.nu, cells.ratio)
+        lower = Cells(low, split_high, cells.slow, split_fast, cells.nu, cells.ratio)
+        return _joined([upper, lower])
 
     @staticmethod
     def _narrow(cells: Cells) -> np.ndarray:
@@ -324,10 +326,8 @@ class _Search:
 
     def _bounded(self, stages: int, cells: Cells) -> Cells:
         """The same cells with the best multiplier found and the ratio it proves."""
-        parts = []
-        for at in range(0, len(cells), BATCH):
-            parts.append(self._bound_batch(stages, cells.take(np.arange(at, min(at + BATCH, len(cells))))))
-        return _joined(parts)
+        batches = [np.arange(at, min(at + BATCH, len(cells))) for at in range(0, len(cells), BATCH)]
+        return _joined([self._bound_batch(stages, cells.take(batch)) for batch in batches])
 
     def _bound_batch(self, stages: int, cells: Cells) -> Cells:
         self.seen += len(cells)
