@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shuntserve.core.planning.columns import Column, Workshop
 from shuntserve.core.planning.fleet_search import Answer, FleetSearch
@@ -38,7 +38,7 @@ class PlanRequest:
 
     times: StageTimes
     pools: tuple[Pool, ...]
-    objective: Objective = Objective()
+    objective: Objective = field(default_factory=Objective)
     quotas: tuple[Quota, ...] = ()
     vcpus: tuple[float, ...] = ()
     share: float = 1.0

@@ -21,8 +21,8 @@ Solve = Callable[["PlanRequest"], "Answer"]
 
 def no_plan(request: PlanRequest, solve: Solve) -> InvalidInput:
     """The error for a request without a plan: limits are taken away one after the other until one appears."""
-    free = replace(request, objective=replace(request.objective, name="throughput", hourly_usd=None, total_usd=None, deadline_s=None),
-                   quotas=(), share=1.0)  # fmt: skip
+    unbound = replace(request.objective, name="throughput", hourly_usd=None, total_usd=None, deadline_s=None)
+    free = replace(request, objective=unbound, quotas=(), share=1.0)
     answer = solve(free)
     if answer.merit <= 0:
         return _does_not_fit(request)
@@ -101,12 +101,12 @@ def _total(request: PlanRequest, within: PlanRequest, solve: Solve) -> InvalidIn
             "relax the deadline, the hourly budget or the share, or allow more time to solve",
         )
     needed = math.ceil(100.0 / answer.merit) / 100
-    cap = objective.total_usd or 0.0
+    cap, later = objective.total_usd or 0.0, ", or a later deadline" if objective.deadline_s else ""
     return InvalidInput(
         f"budget ${cap:.2f}",
         f"these requests cost at least about ${needed:.2f}" + (" by the deadline" if objective.deadline_s else ""),
-        f"allow ${needed:.2f}, or {cap / needed:.0%} of the requests" + (", or a later deadline" if objective.deadline_s else ""),
-    )  # fmt: skip
+        f"allow ${needed:.2f}, or {cap / needed:.0%} of the requests{later}",
+    )
 
 
 def _fastest(within: PlanRequest, solve: Solve) -> float:
