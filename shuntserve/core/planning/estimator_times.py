@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,10 @@ class EstimatorTimes:
         self._rows = list(dict.fromkeys(self._rates))  # kinds on equal GPUs and links share one row
         self._row = np.array([self._rows.index(rates) for rates in self._rates], dtype=np.intp)
         self._seats = self._seat_tables()  # [row, p, layers]
+        self._falling = np.maximum.accumulate(self._seats[:, :, :0:-1], axis=2)  # ascending, for layers L … 1
+        self._host_s = engine.host_s(1.0, 0.0)  # of one micro-batch, and what each sequence and further one adds
+        self._seq_s = engine.host_s(1.0, 1.0) - self._host_s
+        self._further_s = engine.host_s(2.0, 0.0) - 2 * self._host_s
         largest = float(engine.max_seqs)
         steps = max(1, math.ceil(math.log(max(largest, 1.0)) / math.log(GRID_RATIO)))
         self._grid = np.geomspace(1.0, max(largest, 1.0 + 1e-9), steps + 1)
@@ -104,6 +109,10 @@ class EstimatorTimes:
     def max_stages(self) -> int:
         return self._max_stages
 
+    @property
+    def marks(self) -> np.ndarray:
+        return np.concatenate((np.geomspace(1.0 / self._max_stages, 1.0, BELOW_ONE, endpoint=False), self._grid))
+
     def most_seats(self, stages: int) -> float:
         return float(self.engine.max_seqs * stages)
 
@@ -140,15 +149,14 @@ class EstimatorTimes:
                     table[row, position, layers] = max(1.0, best / per_seat) if best >= need else 0.0
         return table
 
-    def _room(self, seats: np.ndarray) -> np.ndarray:
-        """Most layers that leave room for `seats`, [n, p, kind]."""
-        rows = np.empty((len(seats), POSITIONS, len(self._rows)), dtype=np.int64)
-        for row in range(len(self._rows)):
+    def _room(self, seats: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Most layers that leave room for `seats`, [n, p, row], for some rows."""
+        room = np.empty((len(seats), POSITIONS, len(rows)), dtype=np.int64)
+        for number, row in enumerate(rows):
             for position in range(POSITIONS):
-                falling = np.maximum.accumulate(self._seats[row, position, :0:-1])  # ascending, layers L … 1
-                fits = len(falling) - np.searchsorted(falling, np.maximum(seats, 1e-9), side="left")
-                rows[:, position, row] = fits
-        return rows[:, :, self._row]
+                falling = self._falling[row, position]
+                room[:, position, number] = len(falling) - np.searchsorted(falling, seats, side="left")
+        return room
 
     def seat_levels(self, stages: int, kinds: Sequence[int]) -> np.ndarray:
         rows = sorted({int(self._row[kind]) for kind in kinds})
@@ -182,10 +190,6 @@ class EstimatorTimes:
             ]
         )
 
-    def seat_marks(self, stages: int) -> np.ndarray:
-        few = np.geomspace(1.0, stages, BELOW_ONE, endpoint=False) if stages > 1 else np.zeros(0)
-        return np.concatenate((few, stages * self._grid))
-
     def _pace_table(self, level: int) -> tuple[np.ndarray, np.ndarray]:
         """[size, row, 1 + p] paced times and [size] tokens of the paced step, `level` micro-batches being in flight."""
         if level not in self._pace_tables:
@@ -197,7 +201,7 @@ class EstimatorTimes:
             self._pace_tables[level] = times.reshape(shape), np.array([step.tokens for step in steps])
         return self._pace_tables[level]
 
-    def _paced(self, stages: int, low: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _paced(self, stages: int | np.ndarray, low: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Optimistic paced times and tokens of ranges whose times stand at index `at` of the grid."""
         levels = PACE_IN_FLIGHT[np.searchsorted(PACE_IN_FLIGHT, np.minimum(stages, np.maximum(low, 1.0)), "right") - 1]
         times = np.empty((len(at), len(self._rows), 1 + POSITIONS))
@@ -209,9 +213,17 @@ class EstimatorTimes:
         return times, tokens
 
     def _regimes(
-        self, stages: int, low: np.ndarray, high: np.ndarray, times: np.ndarray, paced: tuple[np.ndarray, np.ndarray]
+        self,
+        stages: int | np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        times: np.ndarray,
+        paced: tuple[np.ndarray, np.ndarray],
+        kinds: np.ndarray | None = None,
     ) -> Regimes:
         """`times` and paced times are [n, row, 1 + p], at `high`."""
+        chosen: Any = slice(None) if kinds is None else kinds
+        rows, row_of = np.unique(self._row[chosen], return_inverse=True)
         per_micro = np.maximum(high / stages, 1.0)
         admitted = self.workload.mean_input / self.workload.mean_output
         per_token = 2.0 * self.model.hidden * self.precision.activation_bytes
@@ -219,31 +231,33 @@ class EstimatorTimes:
         size = np.maximum(mean_size, paced[1] * per_token)
         remote = self.engine.remote_stage_s * self.engine.version_factor
         least = np.minimum(stages, low)
-        round_s = [self.engine.host_s(float(q), float(m)) for q, m in zip(least, per_micro, strict=True)]
-        by_kind, pace = times[:, self._row], np.maximum(times, paced[0])[:, self._row]
+        round_s = least * (self._host_s + self._seq_s * per_micro) + (least - 1.0) * self._further_s
+        by_kind, pace = times[:, rows][:, row_of], np.maximum(times[:, rows], paced[0][:, rows])[:, row_of]
+        flow, bus = self._flow[chosen], self._bus[chosen]
         return Regimes(
-            stages=stages,
             low=low,
             high=high,
             work=per_micro / self.workload.mean_output,
-            in_flight=np.minimum(float(stages), high),
-            round_s=np.array(round_s),
+            in_flight=np.minimum(stages, high),
+            round_s=round_s,
             layer_s=by_kind[:, :, 0],
             fixed_s=np.moveaxis(by_kind[:, :, 1:], 2, 1),
-            room=self._room(low),
+            room=self._room(low, rows)[:, :, row_of],
             pace_layer_s=pace[:, :, 0],
             pace_fixed_s=np.moveaxis(pace[:, :, 1:], 2, 1),
-            remote_hop_s=mean_size[:, None] / self._flow + remote,
-            pace_remote_hop_s=size[:, None] / self._flow + remote,
-            pace_local_hop_s=size[:, None] / self._bus,
+            remote_hop_s=mean_size[:, None] / flow + remote,
+            pace_remote_hop_s=size[:, None] / flow + remote,
+            pace_local_hop_s=size[:, None] / bus,
         )
 
-    def regimes(self, stages: int, low: np.ndarray, high: np.ndarray) -> Regimes:
+    def regimes(
+        self, stages: int | np.ndarray, low: np.ndarray, high: np.ndarray, kinds: np.ndarray | None = None
+    ) -> Regimes:
         per_micro = np.maximum(high / stages, 1.0)
         index = np.clip(np.searchsorted(self._grid, per_micro * (1 + 1e-12), side="right") - 1, 0, None)
         times = np.moveaxis(self._grid_times[:, index], 0, 1)
         paced = (times, np.zeros(len(low))) if self._alike else self._paced(stages, low, index)
-        return self._regimes(stages, low, high, times, paced)
+        return self._regimes(stages, low, high, times, paced, kinds)
 
     def points(self, stages: int, seats: np.ndarray) -> Regimes:
         times = np.empty((len(seats), len(self._rows), 1 + POSITIONS))

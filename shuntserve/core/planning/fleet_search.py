@@ -205,18 +205,19 @@ class FleetSearch:
     def _refine(self) -> None:
         """Integer programmes along lines of equal merit, from the best fleet known."""
         columns = list(self.pond.columns.values())
-        usd, rps = (self.best.usd_per_h, self.best.rps) if self.best else self._wrap()[1:]
         for _ in range(MOST_REFINEMENTS if self._priced() else 1):
-            slope = self._exchange(usd, rps) if self._priced() else 0.0
+            slope, rps = 0.0, self._wrap()[2]
+            if self.best is not None:
+                slope, rps = self._slope_at_best(), self.best.rps
             fleet = self._fleet(columns, slope, rps)
-            if fleet is None:
-                return
-            better = self.best is None or fleet.merit > self.best.merit * (1 + 1e-9)
+            better = fleet is not None and fleet.merit > (self.best.merit * (1 + 1e-9) if self.best else 0.0)
             if better:
                 self.best = fleet
             if self.out_of_time() or not better:
                 return
-            usd, rps = fleet.usd_per_h, fleet.rps
+
+    def _slope_at_best(self) -> float:
+        return self._exchange(self.best.usd_per_h, self.best.rps) if self.best and self._priced() else 0.0
 
     def _master(self, columns: Sequence[Column], slope: float, rps: float) -> Master:
         lines = [line for line in self.objective.lines() if line.name != "hourly budget"]
@@ -254,8 +255,7 @@ class FleetSearch:
         most = int(value.argmax())
         upper = np.full(len(columns), 1e6)
         upper[most] = 0.0
-        slope = self._exchange(self.best.usd_per_h, self.best.rps) if self._priced() else 0.0
-        fleet = self._fleet(columns, slope, self.best.rps, upper)
+        fleet = self._fleet(columns, self._slope_at_best(), self.best.rps, upper)
         if fleet is None or fleet.merit <= 0:
             return ()
         without = next(i for i, column in enumerate(self.best.columns) if column.counts == columns[most].counts)

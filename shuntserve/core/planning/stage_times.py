@@ -21,7 +21,7 @@ needs KV room for no more than C ≥ `low` seats. So times are taken at `high` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -41,12 +41,11 @@ class StageKind:
 
 @dataclass(frozen=True)
 class Regimes:
-    """Numbers for `n` ranges of seats in pipelines of `stages` stages; k runs over kinds, p over positions.
+    """Numbers for `n` ranges of seats; k runs over the kinds asked for, p over positions.
 
     `room` is the most layers that leave KV room for `low` seats; 0 where even one layer does not.
     """
 
-    stages: int
     low: np.ndarray  # [n] seats
     high: np.ndarray  # [n] seats
     work: np.ndarray  # [n] requests per period
@@ -63,16 +62,7 @@ class Regimes:
 
     def take(self, index: np.ndarray) -> Regimes:
         """The ranges at `index`."""
-        return Regimes(
-            self.stages,
-            *(
-                getattr(self, name)[index]
-                for name in (
-                    "low", "high", "work", "in_flight", "round_s", "layer_s", "fixed_s", "room", "pace_layer_s",
-                    "pace_fixed_s", "remote_hop_s", "pace_remote_hop_s", "pace_local_hop_s",
-                )
-            ),
-        )  # fmt: skip
+        return Regimes(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -99,14 +89,20 @@ class StageTimes(Protocol):
     def max_stages(self) -> int:
         """Longest pipeline considered."""
 
+    @property
+    def marks(self) -> np.ndarray:
+        """Seats per stage, ascending and close, at which `regimes` knows times exactly; the last is the most."""
+
     def most_seats(self, stages: int) -> float:
         """No pipeline of `stages` stages holds more sequences."""
 
-    def seat_marks(self, stages: int) -> np.ndarray:
-        """Ascending numbers of seats, close together, at which `regimes` knows times exactly; the last is the most."""
+    def regimes(
+        self, stages: int | np.ndarray, low: np.ndarray, high: np.ndarray, kinds: np.ndarray | None = None
+    ) -> Regimes:
+        """Numbers that hold throughout every range [low, high] of seats, `stages` being one number or one per range.
 
-    def regimes(self, stages: int, low: np.ndarray, high: np.ndarray) -> Regimes:
-        """Numbers that hold throughout every range [low, high] of seats."""
+        Only for `kinds` where they are given.
+        """
 
     def points(self, stages: int, seats: np.ndarray) -> Regimes:
         """The estimator's own numbers at exactly these seats."""
