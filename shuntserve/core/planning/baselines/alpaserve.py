@@ -1,7 +1,7 @@
 """AlpaServe's way: each type is cut into equal groups, all with the same tensor and pipeline parallelism.
 
-Every (groups, TP, PP) is tried; within a group the layers are split so that the slowest stage is fastest (Li et al.,
-OSDI 2023, sections 4.1 and 4.2, for one model under saturating load).
+Every (groups, TP, PP) is tried; within a group the layers are split evenly or so that the slowest stage is fastest (Li et
+al., OSDI 2023, sections 4.1 and 4.2, for one model under saturating load).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shuntserve.core.planning.baselines.lines import Line, Lines
 from shuntserve.core.planning.baselines.placement import Placement, best_subset
 from shuntserve.core.planning.columns import Place
 from shuntserve.core.planning.objectives import Objective
-from shuntserve.core.planning.stage_times import StageTimes
+from shuntserve.core.planning.stage_times import Seat, StageTimes
 from shuntserve.core.pools import Pool
 
 
@@ -21,7 +21,7 @@ def alpaserve(times: StageTimes, pools: Sequence[Pool], objective: Objective | N
     """The best equal groups of every type, and of those the types worth having."""
     goal = objective or Objective()
     lines = Lines(times)
-    pipelines: list[tuple[Sequence, Sequence[Place]]] = []
+    pipelines: list[tuple[Sequence[Seat], Sequence[Place]]] = []
     for machines in machines_by_type(times, pools):
         best = Placement("alpaserve", (), (), 0.0)
         for number, kind in enumerate(times.kinds):
@@ -52,9 +52,11 @@ def _equal_groups(
     for start in range(0, len(places) - stages + 1, stages):
         group = places[start : start + stages]
         used = list(dict.fromkeys(group))
-        line = lines.best(tuple((kind,) * group.count(place) for place in used))
-        if line is None:
+        loads = tuple((kind,) * group.count(place) for place in used)
+        able = [line for line in (lines.best(loads), lines.even(loads)) if line is not None]
+        if not able:
             break
+        line = max(able, key=lambda line: line.rps)
         chosen.append((line, [used[number] for number in line.load_of]))
         trial = Placement(
             "alpaserve",

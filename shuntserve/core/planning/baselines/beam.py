@@ -18,7 +18,7 @@ from shuntserve.core.planning.baselines.placement import Placement, best_subset,
 from shuntserve.core.planning.baselines.yard import Yard
 from shuntserve.core.planning.columns import Offer, Place, offers_of
 from shuntserve.core.planning.objectives import Objective
-from shuntserve.core.planning.stage_times import MIDDLE, StageTimes
+from shuntserve.core.planning.stage_times import MIDDLE, Seat, StageTimes
 from shuntserve.core.pools import Pool
 
 LONGER = (1.0, 1.25, 1.5, 2.0)
@@ -82,7 +82,7 @@ class _Search:
     width: int
     opened: set[Place] = field(default_factory=set)
 
-    def pipelines(self, zone: Sequence[int]) -> list[tuple[tuple, tuple[Place, ...]]]:
+    def pipelines(self, zone: Sequence[int]) -> list[tuple[tuple[Seat, ...], tuple[Place, ...]]]:
         """One pipeline after the other until none can be built from what is left of the zone."""
         yard = Yard(self.times, self.pools, zone)
         offers = [number for number, offer in enumerate(self.offers) if offer.pool in zone]
