@@ -19,6 +19,7 @@ from typing import Any, cast
 from shuntserve.engine import frames
 from shuntserve.engine.backend import Backend, Emit
 from shuntserve.engine.lifeline import die_with_parent, die_with_parent_in_children
+from shuntserve.engine.logtail import shortened
 from shuntserve.engine.port import Delta, EngineLost, LossKind, Refused
 from shuntserve.errors import Corrupt, InvalidInput, ShuntServeError
 
@@ -160,7 +161,7 @@ class Host(asyncio.Protocol):
 
 def _crash(error: Exception) -> EngineLost:
     sys.excepthook(type(error), error, error.__traceback__)
-    return EngineLost(LossKind.CRASHED, f"{type(error).__name__}: {error}")
+    return EngineLost(LossKind.CRASHED, shortened(f"{type(error).__name__}: {error}"))
 
 
 @contextlib.asynccontextmanager

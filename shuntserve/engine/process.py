@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import shuntserve
 from shuntserve.engine import frames
-from shuntserve.engine.logtail import last_error
+from shuntserve.engine.logtail import with_cause
 from shuntserve.engine.oom import oom_kills
 from shuntserve.engine.port import (
     EngineEvent,
@@ -291,8 +291,8 @@ class EngineProcess:
         kind, detail = lost.kind, lost.detail
         if kind is LossKind.KILLED and oom_kills() > self._oom_kills_before:
             kind, detail = LossKind.CRASHED, f"{detail}; the kernel killed for want of memory"
-        if kind is LossKind.CRASHED and (cause := last_error(self._log_path)):
-            detail = f"{detail}: {cause}"
+        if kind is LossKind.CRASHED:
+            detail = with_cause(detail, self._log_path)
         return EngineLost(kind, f"{detail} (log: {self._log_path})")
 
     def _bury(self, timeout_s: float) -> None:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from shuntserve.core.engine_options import check_engine_options
 from shuntserve.core.near_miss import did_you_mean
+from shuntserve.engine.logtail import shortened
 from shuntserve.errors import InvalidInput
 
 _WORKERS = {
@@ -100,7 +103,8 @@ def vllm_config(options: VllmOptions) -> Any:
         # LLM_CLASS: the batch sizes of vLLM's offline class, which are made for throughput.
         config = arguments.create_engine_config(UsageContext.LLM_CLASS)
     except ValueError as error:  # pydantic's ValidationError is one
-        raise InvalidInput(f"engine options for {options.model}", _first_line(error), "change them") from error
+        thing = f"model {options.model} with these engine options"
+        raise InvalidInput(thing, _telling_part(error), "change the options, or use another model") from error
     if start_light:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     _put_in_ours(config, options)
@@ -155,8 +159,14 @@ def _put_in_ours(config: Any, options: VllmOptions) -> None:
     config.scheduler_config.scheduler_cls = options.scheduler_cls or ours
 
 
-def _first_line(error: ValueError) -> str:
-    """The telling part of a validation error: pydantic puts the message below a heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next((line for line in lines if line.startswith("Value error, ")), lines[0] if lines else "refused")
-    return telling.removeprefix("Value error, ").split(" [type=")[0]
+def _telling_part(error: ValueError) -> str:
+    """What a person needs of an error: of pydantic's the first mistake and where it is; without the list of everything
+    that vLLM could do instead."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        message = f"{place}: {message}" if place else message
+    else:
+        message = str(error)
+    return shortened(message.split(" Supported architectures: ")[0]).removesuffix(".")

@@ -183,7 +183,22 @@ def _telling_bytes(path: Path) -> bytes:
         if path.suffix == ".safetensors":
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            return prefix + file.read(min(length, _MAX_HEADER_BYTES))
+            header = file.read(min(length, _MAX_HEADER_BYTES))
+            _check_whole(path, size, len(prefix) + length, header)
+            return prefix + header
         head = file.read(_EDGE_BYTES)
         file.seek(max(0, size - _EDGE_BYTES))
         return head + file.read()
+
+
+def _check_whole(path: Path, size: int, header_end: int, header: bytes) -> None:
+    """A safetensors file that holds all the tensors its header names. Raises InvalidInput: a broken-off copy is common,
+    and an engine would take minutes to find out, on every machine."""
+    try:
+        tensors = json.loads(header)
+        ends = [tensors[name]["data_offsets"][1] for name in tensors if name != "__metadata__"]
+        needed = header_end + max(ends, default=0)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise InvalidInput(str(path), "is no safetensors file, or broken off", "copy the model again") from error
+    if size < needed:
+        raise InvalidInput(str(path), f"is broken off: {size:,} of {needed:,} bytes", "copy the model again")

@@ -24,6 +24,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
+from tests.support import markers
 
 VICTIMS = ("worker", "engine", "command", "all")
 WEIGHTS = (5, 5, 2, 1)
@@ -42,6 +43,8 @@ class EngineChoice:
     between_kills_s: tuple[float, float]
     rows: int
     max_tokens: int
+    crashing: Mapping[str, Any]
+    """Engine options with which the row that holds the marker crashes the engine, every time."""
 
 
 STANDIN = EngineChoice(
@@ -54,6 +57,7 @@ STANDIN = EngineChoice(
     between_kills_s=(0.1, 1.5),
     rows=240,
     max_tokens=200,
+    crashing={"seats": 8, "step_s": 0.01, "stream_interval": 2, "crash_token": markers.ABORT},
 )
 VLLM = EngineChoice(
     "vllm",
@@ -67,6 +71,7 @@ VLLM = EngineChoice(
     between_kills_s=(0.2, 6.0),
     rows=96,
     max_tokens=300,
+    crashing={"cpu_threads": 1, "scheduler_cls": markers.FAULTY_SCHEDULER},
 )
 ENGINES = {choice.name: choice for choice in (STANDIN, VLLM)}
 
@@ -83,7 +88,7 @@ class Kills:
 
 
 class KillTrial:
-    """One input, one undisturbed run, and any number of rounds with kills."""
+    """One input, one undisturbed run, and any number of rounds with kills or crashes."""
 
     def __init__(
         self, directory: Path, engine: EngineChoice, seed: int, *, workers: int = 2, rows: int | None = None
@@ -97,13 +102,14 @@ class KillTrial:
         self.resumed_rows = 0
         directory.mkdir(parents=True, exist_ok=True)
         self.model = write_tiny_model(directory / "model", TinyModel())
-        self.input, self.bad_rows = self._write_input(rows or engine.rows)
+        self.input, self.bad_rows, self.marked_row = self._write_input(rows or engine.rows)
         self.expected = self._undisturbed()
 
     # -- input -----------------------------------------------------------------------------------------------------
 
-    def _write_input(self, rows: int) -> tuple[Path, dict[int, str]]:
-        """Prompts, half of them greedy, half sampled; bad rows planted among them. Returns row index → reject code."""
+    def _write_input(self, rows: int) -> tuple[Path, dict[int, str], int]:
+        """Prompts, half of them greedy, half sampled; bad rows planted among them, and one that only a doctored engine
+        minds. Returns the file, row index → reject code, and the index of the marked row."""
         rng = self.rng
         words = ("river", "stone", "window", "signal", "early", "machine", "garden", "between", "nothing", "letter")
         records: list[dict[str, Any]] = []
@@ -135,9 +141,15 @@ class KillTrial:
                     records[index]["sampling_params"] = '{"temprature": 1}'
                 case "duplicate_id":
                     records[index]["request_id"] = records[next(i for i in range(index) if i not in bad)]["request_id"]
+        marked = next(index for index in range(rows // 2, rows) if index not in bad)
+        records[marked]["prompt"] = markers.marked_text(records[marked]["prompt"], markers.ABORT)
         path = self.directory / "prompts.parquet"
         pq.write_table(pa.Table.from_pylist(records), path)
-        return path, bad
+        return path, bad, marked
+
+    @property
+    def marked_id(self) -> str:
+        return f"row-{self.marked_row:05d}"
 
     # -- the command -----------------------------------------------------------------------------------------------
 
@@ -192,11 +204,17 @@ class KillTrial:
             rows[row["request_id"]] = row
         return rows
 
+    # -- crashes ---------------------------------------------------------------------------------------------------
+
+    def round_of_crashes(self, name: str) -> dict[str, Any]:
+        """One job to its end on engines that the marked row crashes; returns the command's summary."""
+        return self.round(name, 0, f"--worker-engine-options={json.dumps(self.engine.crashing)}")
+
     # -- kills -----------------------------------------------------------------------------------------------------
 
-    def round(self, name: str, budget: int) -> dict[str, Any]:
+    def round(self, name: str, budget: int, *more: str) -> dict[str, Any]:
         """One job to its end, with up to `budget` kills on the way; returns the last command's summary."""
-        command = self.command(f"store-{name}", f"out-{name}", f"--rerun={name}")
+        command = self.command(f"store-{name}", f"out-{name}", f"--rerun={name}", *more)
         child = self.start(command)
         before = self.kills.total
         next_kill_s = time.monotonic() + self._wait_s()
@@ -264,17 +282,20 @@ class KillTrial:
 
     # -- the verdict -----------------------------------------------------------------------------------------------
 
-    def check(self, name: str) -> None:
-        """Every valid row once with the undisturbed run's text; exactly the planted bad rows as rejects."""
+    def check(self, name: str, *, crashed: bool = False) -> None:
+        """Every valid row once with the undisturbed run's text; exactly the planted bad rows as rejects, and when the
+        marked row `crashed` its engines, that one."""
         got = self.outputs(f"out-{name}")
-        assert got.keys() == self.expected.keys(), f"ids differ: {sorted(got.keys() ^ self.expected.keys())[:10]}"
+        ids = self.expected.keys() - ({self.marked_id} if crashed else set())
+        assert got.keys() == ids, f"ids differ: {sorted(got.keys() ^ ids)[:10]}"
         for request_id, row in got.items():
             expected = self.expected[request_id]
             for column in ("output_text", "finish_reason", "completion_tokens", "prompt_tokens", "note"):
                 assert row[column] == expected[column], f"{request_id}: {column} differs from the undisturbed run's"
         rejects = ds.dataset(self.directory / f"out-{name}" / "rejects", format="parquet").to_table().to_pylist()
-        assert {row["source_row"]: row["code"] for row in rejects} == self.bad_rows
-        assert len(rejects) == len(self.bad_rows)
+        expected_rejects = {**self.bad_rows, **({self.marked_row: "engine_crash"} if crashed else {})}
+        assert {row["source_row"]: row["code"] for row in rejects} == expected_rejects
+        assert len(rejects) == len(expected_rejects)
         manifest = json.loads((self.directory / f"out-{name}" / "_manifest.json").read_text())
         assert manifest["state"] == "COMPLETED_WITH_REJECTS"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shuntserve.engine.logtail import last_error
+import pytest
+
+from shuntserve.engine.logtail import last_error, with_cause
 
 
 def test_the_last_exception_line_is_the_cause(tmp_path: Path) -> None:
@@ -38,4 +40,24 @@ def test_only_the_tail_is_read_and_the_cause_is_short(tmp_path: Path) -> None:
 
     assert cause is not None
     assert cause.startswith("ValueError: yyy")
-    assert len(cause) == 300
+    assert len(cause) == 500
+    assert cause.endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("detail", "explained"),
+    [
+        ("engine core exited with status 1", "engine core exited with status 1: ValueError: no such layer"),
+        ("torch.ValueError: no such layer", "torch.ValueError: no such layer"),
+        ("RuntimeError: Engine core initialization failed. See root cause above.", "ValueError: no such layer"),
+    ],
+)
+def test_the_cause_is_said_once_and_takes_the_place_of_a_mere_symptom(
+    tmp_path: Path, detail: str, explained: str
+) -> None:
+    """What an engine said and what its log holds become one line without repetition."""
+    log = tmp_path / "engine.log"
+    log.write_text("(EngineCore pid=7) ValueError: no such layer\n")
+
+    assert with_cause(detail, log) == explained
+    assert with_cause(detail, tmp_path / "absent.log") == detail

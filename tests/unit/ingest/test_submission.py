@@ -102,6 +102,17 @@ def test_changed_input_or_model_makes_another_job(tmp_path: Path, prompts: Path)
     assert len(ids) == 5
 
 
+@pytest.mark.parametrize("kept", [0, 5, 40, -1])
+def test_weights_that_are_broken_off_are_refused(tmp_path: Path, prompts: Path, kept: int) -> None:
+    """A copy that ended early, wherever, is named at submission, long before an engine would stumble over it."""
+    model = build_model_dir(tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+
+    with pytest.raises(InvalidInput, match=r"model\.safetensors: .*broken off.* — copy the model again"):
+        resolve(JobSpec(input=prompts, model=model))
+
+
 def test_how_a_job_is_run_is_not_what_it_is(prompts: Path, model: Path) -> None:
     """Limits, output and engine memory follow the latest submission of the same job; what is stored stays."""
     bucket = open_bucket("memory://operations")
