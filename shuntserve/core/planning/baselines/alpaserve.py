@@ -1,6 +1,6 @@
 """AlpaServe's way: each type is cut into equal groups, all with the same tensor and pipeline parallelism.
 
-Every (groups, TP, PP) is tried; within a group the layers are split evenly or so that the slowest stage is fastest (Li et
+Every (groups, TP, PP) is tried; in a group the layers are split evenly or so that the slowest stage is fastest (Li et
 al., OSDI 2023, sections 4.1 and 4.2, for one model under saturating load).
 """
 
