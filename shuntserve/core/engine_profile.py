@@ -68,7 +68,8 @@ class EngineProfile:
     `graph_bytes` (captured CUDA graphs) come off it before the KV cache. With `reserves_output` a sequence is only
     admitted when its whole output would fit; else `watermark` of the cache stays free on admission. `splits_cache`:
     each micro-batch in flight has its own share of the cache. `prefix_caching`: a preempted sequence computes again
-    only what others have written over since.
+    only what others have written over since. Unless the engine `mixes_prefill`, a step is either whole prompts or
+    decoding, and prompts go first.
 
     `large_…` are the engine's own defaults on GPUs with much memory (see `tuned_for`), 0 where it has none.
     `kv_follows_weights`: its published measurements keep the KV cache in FP8 whenever the weights are FP8 or FP4.
@@ -87,6 +88,7 @@ class EngineProfile:
     watermark: float = 0.0
     splits_cache: bool = False
     prefix_caching: bool = False
+    mixes_prefill: bool = True
     kv_follows_weights: bool = False
     step_s: float = 1e-3
     seq_s: float = 20e-6

@@ -4,7 +4,7 @@ With S stages the engine keeps S micro-batches in flight. Each holds 1/S of the 
 passes every stage once, each resident sequence gains a token, and the share of them that ends is replaced by prompts,
 which are prefilled in the same steps. So
 
-    cycle = max(Σ paced stage times + Σ paced hops + host time, S × slowest stage, S × slowest hop)
+    cycle = max(Σ paced stage times + Σ paced hops + host time, S × slowest stage, S × slowest hop at its baseline)
     requests/s = seats / (mean output × cycle)
 
 and seats come from the stage with the least KV cache. Micro-batches follow each other round the pipeline, and none can
@@ -18,11 +18,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from shuntserve.core.engine_profile import EngineProfile, Precision
 from shuntserve.core.model_shape import ModelShape
 from shuntserve.core.roofline import Step
-from shuntserve.core.stage import StageCost, StageSpec, hop_bytes_per_s, stage_cost, stage_costs
+from shuntserve.core.stage import (
+    StageCost,
+    StageSpec,
+    hop_bytes_per_s,
+    stage_cost,
+    stage_costs,
+    sustained_hop_bytes_per_s,
+)
 from shuntserve.core.workload import Workload
 from shuntserve.errors import InvalidInput
 
@@ -156,7 +164,7 @@ def pipeline_estimate(
     kv_tokens = _kv_tokens(costs, workload, model)
     room = kv_tokens / seat_tokens(workload, engine)
     seats = max(1.0, min(room, float(engine.max_seqs * len(costs))))
-    pipeline = _Pipeline(costs, shared, engine)
+    pipeline = _Pipeline(costs, shared, engine, workload.mean_input)
     if batch is None:
         return pipeline.steady(workload, seats, kv_tokens, "KV cache" if seats == room else "max_seqs")
     if len(set(zip(workload.input_tokens, workload.output_tokens, strict=True))) > 1:
@@ -183,23 +191,41 @@ def _kv_tokens(costs: Sequence[StageCost], workload: Workload, model: ModelShape
 class _Pipeline:
     """The arithmetic shared by both kinds of load."""
 
-    def __init__(self, costs: tuple[StageCost, ...], shared: tuple[bool, ...], engine: EngineProfile) -> None:
-        self.costs, self.shared, self.engine = costs, shared, engine
+    def __init__(
+        self, costs: tuple[StageCost, ...], shared: tuple[bool, ...], engine: EngineProfile, prompt_tokens: float
+    ) -> None:
+        self.costs, self.shared, self.engine, self.prompt_tokens = costs, shared, engine, prompt_tokens
+
+    def stage_s(self, cost: StageCost, step: Step) -> float:
+        """Seconds of one stage; where prompts have steps of their own, theirs come on top of the decoding."""
+        if self.engine.mixes_prefill or not (step.prefill_tokens and step.decode_seqs):
+            return cost.step_s(step)
+        prompt = cost.step_s(Step.prefill(self.prompt_tokens, step.prefill_context))
+        decode = cost.step_s(Step.decode(step.decode_seqs, step.context_tokens))
+        return decode + step.prefill_tokens / self.prompt_tokens * prompt
 
     def times(self, step: Step) -> tuple[list[float], list[float]]:
         """Seconds of every stage, and of the hop behind it (0 behind the last)."""
         costs = self.costs
-        work = [cost.step_s(step) for cost in costs]
+        work = [self.stage_s(cost, step) for cost in costs]
         hops = [hop_s(costs[i], costs[i + 1], step.tokens, self.shared[i], self.engine) for i in range(len(costs) - 1)]
         return work, [*hops, 0.0]
 
+    def sustained_s(self, tokens: float) -> float:
+        """Seconds the slowest network needs for `tokens` once its credits are spent."""
+        costs = self.costs
+        rates = [sustained_hop_bytes_per_s(a.spec, b.spec, self.shared[i]) for i, (a, b) in enumerate(pairwise(costs))]
+        return costs[0].activation_bytes(tokens) / min(rates, default=math.inf)
+
     def cycle(
-        self, work: Sequence[float], hops: Sequence[float], in_flight: float, per_micro: float, pace: Step | None = None
-    ) -> float:
+        self, step: Step, work: Sequence[float], hops: Sequence[float], in_flight: float, per_micro: float,
+        pace: Step | None = None,
+    ) -> float:  # fmt: skip
         """Seconds of a round; `pace` is the step of the micro-batch the others follow, when they are not alike."""
         host = self.engine.host_s(in_flight, per_micro)
         paced_work, paced_hops = (work, hops) if pace is None else self.times(pace)
-        return max(sum(paced_work) + sum(paced_hops) + host, in_flight * max(work), in_flight * max(hops))
+        slowest = max(*work, *hops, self.sustained_s(step.tokens))
+        return max(sum(paced_work) + sum(paced_hops) + host, in_flight * slowest)
 
     def steady(self, workload: Workload, seats: float, kv_tokens: int, limit: str) -> PipelineEstimate:
         count = len(self.costs)
@@ -207,16 +233,19 @@ class _Pipeline:
         step = steady_step(workload, per_micro)
         work, hops = self.times(step)
         pace = pace_step(workload, per_micro, in_flight, self.engine)
-        cycle = self.cycle(work, hops, in_flight, per_micro, None if pace == step else pace)
+        cycle = self.cycle(step, work, hops, in_flight, per_micro, None if pace == step else pace)
         rps = seats / (workload.mean_output * cycle)
         alone, alone_hops = self.times(Step.prefill(workload.mean_input))
         ttft = sum(alone) + sum(alone_hops) + self.engine.host_s(1.0, 1.0)
         latency = ttft + (workload.mean_output - 1) * cycle
         slowest = max(range(count), key=lambda i: work[i])
-        busy = in_flight * work[slowest] / cycle
-        binds = f"seats ({limit})" if busy < 0.9 and count > 1 else f"stage {slowest}"
-        if count == 1:
-            binds = f"seats ({limit})" if limit != "KV cache" else "GPU time and KV cache"
+        network_s = max(*hops, self.sustained_s(step.tokens))
+        if in_flight * max(network_s, work[slowest]) < 0.9 * cycle or limit == "batch":
+            binds = f"seats ({limit})"
+        elif network_s > work[slowest]:
+            binds = "network"
+        else:
+            binds = f"stage {slowest}" if count > 1 else f"GPU time and {limit}"
         decode = Step.decode(per_micro, per_micro * workload.mean_context)
         return self._result(
             rps, workload, seats, kv_tokens, ttft, cycle, latency, per_micro, step, work, hops, decode, alone, binds
@@ -240,7 +269,7 @@ class _Pipeline:
         prefill_s = fill + (in_flight * chunks - 1) * max(*work, *hops)
         step = Step.decode(per_micro, per_micro * (workload.mean_input + workload.mean_output / 2))
         decode_work, decode_hops = self.times(step)
-        cycle = self.cycle(decode_work, decode_hops, in_flight, per_micro)
+        cycle = self.cycle(step, decode_work, decode_hops, in_flight, per_micro)
         latency = waves * (prefill_s + (workload.mean_output - 1) * cycle)
         alone, _ = self.times(Step.prefill(workload.mean_input))
         return self._result(

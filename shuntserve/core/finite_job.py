@@ -1,9 +1,7 @@
-"""A finite job: N requests over several pipelines, simulated engine step by engine step, ramp, drain and tail included.
+"""A finite job: N requests over several pipelines, simulated, with ramp, drain and tail.
 
-Each pipeline keeps as many micro-batches in flight as it has stages. A step of a micro-batch adds a token to each of
-its sequences and prefills prompts within the engine's token budget; it then passes the stages in order, waiting where
-one is busy. Prompts enter while KV cache is left, sequences that outgrow it are preempted and prefilled anew, all as
-vLLM schedules. A step costs a few table look-ups, so hours of serving take seconds.
+All requests are there at time zero and are pulled by the pipelines or dealt out to them; `simulated_pipeline` says what
+a pipeline does with its own.
 """
 
 from __future__ import annotations
@@ -16,24 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shuntserve.core.engine_profile import EngineProfile, Precision
-from shuntserve.core.estimate import hop_s
 from shuntserve.core.model_shape import ModelShape
-from shuntserve.core.stage import StageCost, StageSpec, stage_costs
+from shuntserve.core.simulated_pipeline import PipelineRun, PipelineSpec, SimulatedPipeline
 from shuntserve.errors import InvalidInput
+
+__all__ = ["DISPATCHES", "Dispatch", "JobEstimate", "PipelineRun", "PipelineSpec", "deal", "job_estimate"]
 
 Dispatch = Literal["pull", "wrr"]
 DISPATCHES: tuple[Dispatch, ...] = ("pull", "wrr")
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineRun:
-    """What one pipeline did: requests it finished, when it ended, how full its slowest stage was until then."""
-
-    requests: int
-    output_tokens: int
-    finish_s: float
-    busy: float
-    preemptions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +36,6 @@ class JobEstimate:
     steps: int
 
 
-@dataclass(frozen=True)
-class PipelineSpec:
-    """A replica: its stages in order, which neighbours share a machine (default: none), and a cap on its requests."""
-
-    stages: tuple[StageSpec, ...]
-    same_machine: tuple[bool, ...] = ()
-    max_concurrency: int | None = None
-
-
 def job_estimate(
     model: ModelShape,
     pipelines: Sequence[PipelineSpec],
@@ -66,33 +45,30 @@ def job_estimate(
     *,
     dispatch: Dispatch = "pull",
     weights: Sequence[float] | None = None,
+    in_flight: int | None = None,
 ) -> JobEstimate:
     """Serve `requests` (prompt tokens, output tokens), all there at time zero.
 
     "pull": each pipeline takes the next request when it has room. "wrr": requests are dealt out beforehand in weighted
-    round robin. Raises `InvalidInput` when a request can never fit a pipeline that must take it.
+    round robin. With `in_flight` the client sends the next request only while fewer are unfinished, so that under
+    "wrr" they gather before the slowest pipeline. Raises `InvalidInput` when a request can never fit a pipeline that
+    must take it.
     """
     if not pipelines:
         raise InvalidInput("job", "it has no pipeline", "give at least one")
     if not requests:
         raise InvalidInput("job", "it has no requests", "give at least one")
+    if in_flight is not None and in_flight < 1:
+        raise InvalidInput(f"in flight {in_flight}", "at least one request must be", "give 1 or more")
     precision = precision or Precision()
-    if dispatch == "wrr":
-        hands = deal(len(requests), _weights(weights, len(pipelines)))
-        queues = [deque(requests[i] for i in hand) for hand in hands]
-    else:
-        shared = deque(requests)
-        queues = [shared] * len(pipelines)
-    runs = [_Run(model, spec, queue, engine, precision) for spec, queue in zip(pipelines, queues, strict=True)]
-    heap = [(0.0, k, slot) for k, run in enumerate(runs) for slot in range(len(run.slots))]
-    heapq.heapify(heap)
-    steps = 0
-    while heap:
-        now_s, k, slot = heapq.heappop(heap)
-        again_s = runs[k].step(slot, now_s)
-        if again_s is not None:
-            heapq.heappush(heap, (again_s, k, slot))
-            steps += 1
+    takers = [0] * len(requests) if dispatch == "pull" else _takers(len(requests), _weights(weights, len(pipelines)))
+    shared: deque[tuple[int, int]] = deque()
+    queues = [shared if dispatch == "pull" else deque[tuple[int, int]]() for _ in pipelines]
+    client = _Client(list(zip(requests, takers, strict=True)), queues, in_flight or len(requests))
+    runs = [
+        SimulatedPipeline(model, spec, queue, engine, precision) for spec, queue in zip(pipelines, queues, strict=True)
+    ]
+    steps = _simulate(runs, client)
     makespan = max(run.finish_s for run in runs)
     outputs = sum(o for _, o in requests)
     return JobEstimate(
@@ -105,18 +81,83 @@ def job_estimate(
     )
 
 
+def _simulate(runs: Sequence[SimulatedPipeline], client: _Client) -> int:
+    """Run every micro-batch whenever it can, until all requests are served; the number of engine steps."""
+    idle = {(k, slot) for k, run in enumerate(runs) for slot in range(len(run.slots))}
+    ready: list[tuple[float, int, int]] = []
+    steps, now_s = 0, 0.0
+    while True:
+        if client.send(now_s):
+            woken = {(k, slot) for k, slot in idle if runs[k].queue}
+            idle -= woken
+            for k, slot in sorted(woken):
+                heapq.heappush(ready, (now_s, k, slot))
+        if not ready:
+            if not client.replies:
+                return steps
+            now_s = client.replies[0][0]
+            continue
+        now_s, k, slot = heapq.heappop(ready)
+        before = runs[k].finished
+        again_s = runs[k].step(slot, now_s)
+        if runs[k].finished > before:
+            client.expect(again_s or runs[k].finish_s, runs[k].finished - before)
+        if again_s is None:
+            idle.add((k, slot))
+        else:
+            heapq.heappush(ready, (again_s, k, slot))
+            steps += 1
+
+
+class _Client:
+    """Sends requests in order to the queues they are dealt to, while fewer than `in_flight` are unanswered."""
+
+    __slots__ = ("in_flight", "open", "queues", "replies", "unsent")
+
+    def __init__(
+        self, dealt: Sequence[tuple[tuple[int, int], int]], queues: Sequence[deque[tuple[int, int]]], in_flight: int
+    ) -> None:
+        self.unsent, self.queues, self.in_flight = deque(dealt), queues, in_flight
+        self.open = 0
+        self.replies: list[tuple[float, int]] = []
+
+    def expect(self, at_s: float, count: int) -> None:
+        """`count` requests will be answered at `at_s`."""
+        heapq.heappush(self.replies, (at_s, count))
+
+    def send(self, now_s: float) -> bool:
+        """Take in the answers up to now and send what may be sent; whether anything was."""
+        while self.replies and self.replies[0][0] <= now_s:
+            self.open -= heapq.heappop(self.replies)[1]
+        sent = False
+        while self.unsent and self.open < self.in_flight:
+            request, taker = self.unsent.popleft()
+            self.queues[taker].append(request)
+            self.open += 1
+            sent = True
+        return sent
+
+
 def deal(count: int, weights: Sequence[float]) -> list[list[int]]:
+    """Which of `count` requests each pipeline gets: `_takers` turned round."""
+    hands: list[list[int]] = [[] for _ in weights]
+    for index, taker in enumerate(_takers(count, weights)):
+        hands[taker].append(index)
+    return hands
+
+
+def _takers(count: int, weights: Sequence[float]) -> list[int]:
     """Smooth weighted round robin: every prefix is shared out as near to `weights` as whole requests allow."""
     total = sum(weights)
     credit = [0.0] * len(weights)
-    hands: list[list[int]] = [[] for _ in weights]
-    for index in range(count):
+    takers = []
+    for _ in range(count):
         for k, weight in enumerate(weights):
             credit[k] += weight
         taker = max(range(len(weights)), key=lambda k: credit[k])
         credit[taker] -= total
-        hands[taker].append(index)
-    return hands
+        takers.append(taker)
+    return takers
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> Sequence[float]:
@@ -127,232 +168,3 @@ def _weights(weights: Sequence[float] | None, count: int) -> Sequence[float]:
     if any(not math.isfinite(w) or w < 0 for w in weights) or sum(weights) <= 0:
         raise InvalidInput("weights", "they must be numbers ≥ 0 and not all 0", "for instance 2,1")
     return weights
-
-
-class _StageClock:
-    """One stage's step time as table look-ups: what depends on tokens, and what is linear in context."""
-
-    def __init__(self, cost: StageCost) -> None:
-        rates, spec = cost.rates, cost.spec
-        self._rates, self._first, self._last = rates, cost.is_first, cost.is_last
-        self._kinds = rates.model.kinds(spec.first, spec.end)
-        self._dense: dict[int, float] = {}
-        full = [(shape, count) for shape, count in self._kinds if shape.window is None]
-        self.context_s = sum(count * rates.context_token_s(shape) for shape, count in full)
-        self.pair_s = sum(count * rates.prefill_pair_s(shape) for shape, count in full)
-        self._windowed = [
-            (float(shape.window), count * rates.context_token_s(shape), count * rates.prefill_pair_s(shape))
-            for shape, count in self._kinds
-            if shape.window is not None
-        ]
-        self.free_s = 0.0
-        self.busy_s = 0.0
-
-    def work_s(self, decode: int, context: float, prefill: int, pairs: float, sampled: int) -> float:
-        tokens = decode + prefill
-        dense = self._dense.get(tokens)
-        if dense is None:
-            rates = self._rates
-            dense = sum(count * rates.dense_s(shape, tokens) for shape, count in self._kinds)
-            dense += rates.embed_s(tokens) if self._first else 0.0
-            self._dense[tokens] = dense
-        total = dense + context * self.context_s + pairs * self.pair_s
-        for window, context_s, pair_s in self._windowed:
-            total += min(context, decode * window) * context_s + min(pairs, prefill * window) * pair_s
-        return total + self._rates.head_s(sampled) if self._last else total
-
-
-class _Sequence:
-    """A request in a micro-batch. It decodes until its micro-batch has made `ends_at` steps; 0 while it prefills."""
-
-    __slots__ = ("ends_at", "given_back_at", "gone", "outputs", "prompt", "started", "to_prefill")
-
-    def __init__(self, prompt: int, outputs: int, started: bool) -> None:
-        self.prompt, self.outputs, self.started = prompt, outputs, started
-        self.to_prefill = prompt
-        self.ends_at = 0
-        self.gone = False
-        self.given_back_at: int | None = None
-
-    def decoded(self, steps: int) -> int:
-        """Decode steps done when the micro-batch has made `steps` (prefill gave the first token already)."""
-        return self.outputs - 1 - (self.ends_at - steps)
-
-
-class _Slot:
-    """One micro-batch in flight: `context` and `held` are cached tokens of decoding and of all its sequences."""
-
-    __slots__ = ("context", "decoding", "ending", "held", "order", "prefilling", "running", "steps")
-
-    def __init__(self) -> None:
-        self.steps = self.running = self.decoding = self.context = self.held = 0
-        self.prefilling: deque[_Sequence] = deque()
-        self.ending: dict[int, list[_Sequence]] = {}
-        self.order: list[_Sequence] = []
-
-
-class _Run:
-    """One pipeline at work."""
-
-    def __init__(
-        self, model: ModelShape, spec: PipelineSpec, queue: deque[tuple[int, int]], engine: EngineProfile,
-        precision: Precision,
-    ) -> None:  # fmt: skip
-        costs = stage_costs(model, spec.stages, engine, precision)
-        shared = spec.same_machine or (False,) * (len(costs) - 1)
-        self.engine, self.queue = engine, queue
-        self.preempted: deque[_Sequence] = deque()
-        self.stages = [_StageClock(cost) for cost in costs]
-        pairs = list(zip(costs, costs[1:], shared, strict=False))
-        fixed = [hop_s(a, b, 0.0, same, engine) for a, b, same in pairs]
-        per_token = [hop_s(a, b, 1.0, same, engine) - f for (a, b, same), f in zip(pairs, fixed, strict=True)]
-        self.path = list(zip(self.stages, [*fixed, 0.0], [*per_token, 0.0], strict=True))
-        self.slots = [_Slot() for _ in costs]
-        self.capacity = min(cost.kv_tokens for cost in costs)
-        if engine.splits_cache:
-            self.capacity //= len(costs)
-        most = spec.max_concurrency or engine.max_seqs * len(costs)
-        self.most_running = min(engine.max_seqs, math.ceil(most / len(costs)))
-        self.place = " → ".join(cost.spec.place for cost in costs)
-        self.active = self.finished = self.preemptions = self.tokens_out = self.grown = 0
-        self.finish_s = self.first_token_s = 0.0
-
-    def result(self) -> PipelineRun:
-        busiest = max(stage.busy_s for stage in self.stages)
-        busy = busiest / self.finish_s if self.finish_s else 0.0
-        return PipelineRun(self.finished, self.tokens_out, self.finish_s, busy, self.preemptions)
-
-    def step(self, index: int, now_s: float) -> float | None:
-        """Run one step of a micro-batch from `now_s`; when it can run again, or None when it has nothing left."""
-        slot = self.slots[index]
-        was_idle = not slot.running
-        self._admit(slot)
-        if not slot.running:
-            return None
-        self.active += was_idle
-        prefill, pairs, ended = self._prefill(slot)
-        sampled = slot.decoding + len(ended)
-        end_s = self._pass(now_s, slot.decoding, slot.context, prefill, pairs, sampled)
-        again_s = end_s + self.engine.host_s(self.active, sampled)
-        self._advance(slot, ended, end_s)
-        self.active -= not slot.running
-        return again_s
-
-    def _pass(self, now_s: float, decode: int, context: float, prefill: int, pairs: float, sampled: int) -> float:
-        at_s, tokens = now_s, decode + prefill
-        for stage, fixed_s, per_token_s in self.path:
-            work_s = stage.work_s(decode, context, prefill, pairs, sampled)
-            at_s = max(at_s, stage.free_s) + work_s
-            stage.free_s = at_s
-            stage.busy_s += work_s
-            at_s += fixed_s + per_token_s * tokens
-        return at_s
-
-    def _admit(self, slot: _Slot) -> None:
-        budget = self.engine.max_batched_tokens - slot.decoding - sum(s.to_prefill for s in slot.prefilling)
-        while budget > 0 and slot.running < self.most_running:
-            if self.preempted:
-                sequence = self.preempted[0]
-            elif self.queue:
-                sequence = _Sequence(*self.queue[0], started=False)
-            else:
-                return
-            if self._held(slot) + self._need(sequence) > self.capacity * (
-                1.0 - self.engine.watermark * bool(slot.running)
-            ):
-                if not self._held(slot) and sequence.prompt + sequence.outputs > self.capacity:
-                    raise InvalidInput(
-                        f"a request of {sequence.prompt} + {sequence.outputs} tokens",
-                        f"its KV cache exceeds the {self.capacity} tokens of a micro-batch on {self.place}",
-                        "give that pipeline more memory, or drop the request",
-                    )
-                return
-            (self.preempted if self.preempted else self.queue).popleft()
-            if sequence.given_back_at is not None and self.engine.prefix_caching:
-                sequence.to_prefill = min(sequence.prompt, max(1, self.grown - sequence.given_back_at))
-            slot.order.append(sequence)
-            slot.prefilling.append(sequence)
-            slot.running += 1
-            slot.held += self._holds(sequence, 0)
-            budget -= sequence.to_prefill
-
-    def _held(self, slot: _Slot) -> int:
-        """Cached tokens that count against the capacity: the micro-batch's own, or everybody's."""
-        return slot.held if self.engine.splits_cache else sum(other.held for other in self.slots)
-
-    def _need(self, sequence: _Sequence) -> int:
-        """Tokens that must be free to admit it."""
-        return sequence.prompt + (sequence.outputs if self.engine.reserves_output else 1)
-
-    def _holds(self, sequence: _Sequence, decoded: int) -> int:
-        return sequence.prompt + (sequence.outputs if self.engine.reserves_output else decoded)
-
-    def _prefill(self, slot: _Slot) -> tuple[int, float, list[_Sequence]]:
-        """Prompt tokens of this step, (token, attended token) pairs, and the prompts that end in it."""
-        budget = max(self.engine.max_batched_tokens - slot.decoding, 1)
-        total, pairs = 0, 0.0
-        ended: list[_Sequence] = []
-        while slot.prefilling and budget > 0:
-            sequence = slot.prefilling[0]
-            take = min(sequence.to_prefill, budget)
-            pairs += take * (sequence.prompt - sequence.to_prefill + take / 2)
-            total += take
-            budget -= take
-            sequence.to_prefill -= take
-            if sequence.to_prefill == 0:
-                ended.append(slot.prefilling.popleft())
-        return total, pairs, ended
-
-    def _advance(self, slot: _Slot, ended: list[_Sequence], end_s: float) -> None:
-        """Decoding sequences gain a token, prompts that ended begin to decode, the finished leave."""
-        slot.steps += 1
-        slot.context += slot.decoding
-        self.grown += slot.decoding
-        if not self.engine.reserves_output:
-            slot.held += slot.decoding
-        for sequence in ended:
-            if not sequence.started:
-                sequence.started = True
-                self.first_token_s += end_s
-            sequence.ends_at = slot.steps + sequence.outputs - 1
-            slot.decoding += 1
-            slot.context += sequence.prompt
-            slot.ending.setdefault(sequence.ends_at, []).append(sequence)
-        for sequence in slot.ending.pop(slot.steps, ()):
-            if not sequence.gone:
-                self._leave(slot, sequence)
-                self.finished += 1
-                self.tokens_out += sequence.outputs
-                self.finish_s = max(self.finish_s, end_s)
-        while self._held(slot) > self.capacity and slot.running > 1:
-            self._preempt(slot)
-
-    def _leave(self, slot: _Slot, sequence: _Sequence) -> None:
-        """It stops decoding and gives back its cache."""
-        decoded = sequence.decoded(slot.steps)
-        slot.decoding -= 1
-        slot.context -= sequence.prompt + decoded
-        slot.held -= self._holds(sequence, decoded)
-        slot.running -= 1
-        sequence.gone = True
-
-    def _preempt(self, slot: _Slot) -> None:
-        """The latest arrival gives its cache back, to be prefilled again with its output so far.
-
-        With prefix caching, blocks stay until others grow into them: only so many tokens are computed again.
-        """
-        while slot.order[-1].gone:
-            slot.order.pop()
-        sequence = slot.order.pop()
-        self.preemptions += 1
-        given = sequence.decoded(slot.steps) + 1 if sequence.ends_at else 0
-        again = _Sequence(sequence.prompt + given, sequence.outputs - given, sequence.started or given > 0)
-        if given:
-            self._leave(slot, sequence)
-            self.tokens_out += given
-            again.given_back_at = self.grown
-        else:
-            slot.prefilling.remove(sequence)
-            slot.running -= 1
-            slot.held -= self._holds(sequence, 0)
-        self.preempted.appendleft(again)

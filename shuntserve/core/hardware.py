@@ -132,5 +132,9 @@ class Instance:
 
     @property
     def flow_bytes_per_s(self) -> float:
-        """What one pipeline connection to another instance reaches (one TCP flow, baseline network)."""
-        return min(SINGLE_FLOW_BYTES_PER_S, self.network_bytes_per_s)
+        """What one pipeline connection to another instance reaches for a moment: one TCP flow, on network credits.
+
+        "Up to" types earn credits while they send less than their baseline and spend them at the burst rate; stages
+        hand over short messages with pauses between. Over an hour `network_bytes_per_s` is all they get.
+        """
+        return min(SINGLE_FLOW_BYTES_PER_S, max(self.network_bytes_per_s, self.network_burst_bytes_per_s))

@@ -16,7 +16,11 @@ from shuntserve.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class StageSpec:
-    """`tp` GPUs of one machine holding layers [first, end). `instance_type` is empty for bare GPUs."""
+    """`tp` GPUs of one machine holding layers [first, end). `instance_type` is empty for bare GPUs.
+
+    `flow_bytes_per_s` is the rate of one connection for a moment, `sustained_bytes_per_s` what the machine may send on
+    and on.
+    """
 
     gpu: Gpu
     link: Link
@@ -25,6 +29,7 @@ class StageSpec:
     end: int
     instance_type: str = ""
     flow_bytes_per_s: float = math.inf
+    sustained_bytes_per_s: float = math.inf
 
     @property
     def layers(self) -> int:
@@ -44,7 +49,10 @@ class StageSpec:
                 f"the instance has {instance.usable_gpus} GPU(s)",
                 "lower tp or take a larger type",
             )
-        return cls(instance.gpu, instance.link, tp, first, end, instance.name, instance.flow_bytes_per_s)
+        return cls(
+            instance.gpu, instance.link, tp, first, end, instance.name,
+            instance.flow_bytes_per_s, instance.network_bytes_per_s,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +141,8 @@ def hop_bytes_per_s(sender: StageSpec, receiver: StageSpec, same_machine: bool) 
     if same_machine:
         return sender.link.bus(max(sender.tp, 2))
     return min(sender.flow_bytes_per_s, receiver.flow_bytes_per_s)
+
+
+def sustained_hop_bytes_per_s(sender: StageSpec, receiver: StageSpec, same_machine: bool) -> float:
+    """What may cross between two stages on and on: the networks' baselines, no limit inside a machine."""
+    return math.inf if same_machine else min(sender.sustained_bytes_per_s, receiver.sustained_bytes_per_s)

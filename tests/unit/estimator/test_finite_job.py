@@ -10,6 +10,7 @@ from shuntserve.core.catalog import Catalog
 from shuntserve.core.engine_profile import EngineProfile, Precision
 from shuntserve.core.estimate import pipeline_estimate
 from shuntserve.core.finite_job import PipelineSpec, deal, job_estimate
+from shuntserve.core.simulated_pipeline import NETWORK_CREDIT_S, Hop
 from shuntserve.core.stage import StageSpec
 from shuntserve.core.workload import Workload
 from shuntserve.errors import InvalidInput
@@ -114,6 +115,59 @@ def test_a_cap_on_concurrency_is_kept(catalog: Catalog, engine: EngineProfile) -
     assert capped.pipelines[0].preemptions == 0
 
 
+def test_one_request_in_flight_is_one_after_the_other(catalog: Catalog, engine: EngineProfile) -> None:
+    """Nothing overlaps: the job takes as long as its requests alone, added up."""
+    model, pipes = (
+        catalog.model("Qwen3-8B"),
+        [pipe(catalog, ("g6.xlarge", 1, 36)), pipe(catalog, ("g6e.xlarge", 1, 36))],
+    )
+    requests = [(700, 50), (100, 80), (300, 20), (500, 60)]
+
+    job = job_estimate(model, pipes, requests, engine, dispatch="wrr", in_flight=1)
+
+    alone = sum(job_estimate(model, [pipes[k % 2]], [r], engine).makespan_s for k, r in enumerate(requests))
+    assert job.makespan_s == pytest.approx(alone, rel=0.01)
+
+
+def test_a_limited_client_waits_for_the_slower_pipeline(catalog: Catalog, engine: EngineProfile) -> None:
+    """Equal hands to unlike pipelines: with a limit in flight the fast one starves and both end together."""
+    model = catalog.model("Qwen3-8B")
+    pipes = [pipe(catalog, ("g6.xlarge", 1, 36)), pipe(catalog, ("g6e.xlarge", 1, 36))]
+    requests = Workload.fixed(500, 200).requests(600)
+
+    limited = job_estimate(model, pipes, requests, engine, dispatch="wrr", in_flight=60)
+    free = job_estimate(model, pipes, requests, engine, dispatch="wrr")
+
+    assert limited.pipelines[1].finish_s > 0.8 * limited.pipelines[0].finish_s
+    assert free.pipelines[1].finish_s < 0.6 * free.pipelines[0].finish_s
+    assert [run.requests for run in limited.pipelines] == [300, 300]
+
+
+def test_prompts_that_go_first_stop_the_others(catalog: Catalog, engine: EngineProfile) -> None:
+    """Steps of prompts alone read the weights once more than mixed ones: everything is served, and later."""
+    model, spec = catalog.model("Qwen3-8B"), pipe(catalog, ("g6.xlarge", 1, 36))
+    requests = [(200 + 37 * k % 900, 1 + 91 * k % 300) for k in range(120)]
+
+    apart = job_estimate(model, [spec], requests, replace(engine, mixes_prefill=False))
+    mixed = job_estimate(model, [spec], requests, engine)
+
+    assert apart.pipelines[0].output_tokens == mixed.pipelines[0].output_tokens == sum(o for _, o in requests)
+    assert mixed.makespan_s < apart.makespan_s < 2 * mixed.makespan_s
+
+
+def test_a_hop_is_fast_until_its_credits_are_spent() -> None:
+    """A quiet network sends at the rate of a flow; one that never rests falls to its baseline."""
+    hop = Hop(fixed_s=0.0, per_token_s=0.001, sustained_s=0.002)
+
+    first = hop.arrival_s(0.0, 1000)
+    at_s = first
+    for _ in range(1000):
+        at_s = hop.arrival_s(at_s, 1000)
+
+    assert first == pytest.approx(1.0)
+    assert at_s == pytest.approx(1001 * 2.0 - NETWORK_CREDIT_S, rel=0.01)
+
+
 def test_the_deal_follows_the_weights_at_every_moment() -> None:
     """Smooth weighted round robin: 3:1 is shared out 3:1 in every four requests, never in blocks of many."""
     hands = deal(400, [3, 1])
@@ -150,3 +204,5 @@ def test_a_job_without_requests_or_pipelines_is_refused(catalog: Catalog, engine
         job_estimate(model, [pipe(catalog, ("g6.xlarge", 1, 36))], [], engine)
     with pytest.raises(InvalidInput, match="no pipeline"):
         job_estimate(model, [], [(1, 1)], engine)
+    with pytest.raises(InvalidInput, match="in flight 0"):
+        job_estimate(model, [pipe(catalog, ("g6.xlarge", 1, 36))], [(1, 1)], engine, in_flight=0)

@@ -13,7 +13,7 @@ from shuntserve.core.catalog import Catalog
 from shuntserve.core.engine_profile import EngineProfile, Precision
 from shuntserve.core.estimate import PipelineEstimate, pipeline_estimate, seat_tokens, time_parts
 from shuntserve.core.measurement import predict
-from shuntserve.core.stage import StageSpec, hop_bytes_per_s, stage_cost
+from shuntserve.core.stage import StageSpec, hop_bytes_per_s, stage_cost, sustained_hop_bytes_per_s
 from shuntserve.core.workload import Workload
 from shuntserve.errors import InvalidInput
 
@@ -103,7 +103,31 @@ def test_stages_on_one_machine_skip_the_network(catalog: Catalog) -> None:
 
     assert together.stages[0].transfer_s < apart.stages[0].transfer_s
     assert hop_bytes_per_s(first, first, False) == 5e9 / 8
-    assert hop_bytes_per_s(first, second, False) == 2.5e9 / 8  # a g6e.xlarge has less than one flow's worth
+    assert hop_bytes_per_s(first, second, False) == 5e9 / 8  # on a g6e.xlarge's credits
+    assert sustained_hop_bytes_per_s(first, second, False) == 2.5e9 / 8  # once they are spent
+
+
+def test_a_network_without_credits_binds_in_the_long_run(catalog: Catalog) -> None:
+    """Prompts through two machines of 2.5 Gbit/s baseline: no more than that crosses, and it is named."""
+    load = Workload.fixed(2000, 2)
+    parts = stages(catalog, ("g6e.xlarge", 1, 18), ("g6e.xlarge", 1, 18))
+
+    got = pipeline_estimate(catalog.model("Qwen3-8B"), parts, load, catalog.engine("vllm"))
+
+    sent_bytes = 2 * 4096 * 2 * 2002
+    assert got.binds == "network"
+    assert got.throughput_rps * sent_bytes <= 2.5e9 / 8 * 1.001
+
+
+def test_prompts_in_steps_of_their_own_cost_throughput(catalog: Catalog) -> None:
+    """An engine that does not mix prompts and decoding reads its weights more often."""
+    mixed = catalog.engine("vllm")
+    parts = stages(catalog, ("g6.12xlarge", 4, 40), ("g6.12xlarge", 4, 40))
+
+    apart = pipeline_estimate(catalog.model("Llama-3.1-70B"), parts, AZURE, replace(mixed, mixes_prefill=False))
+
+    both = pipeline_estimate(catalog.model("Llama-3.1-70B"), parts, AZURE, mixed)
+    assert 0.5 * both.throughput_rps < apart.throughput_rps < both.throughput_rps
 
 
 def test_an_engine_that_reserves_output_holds_fewer_sequences(catalog: Catalog) -> None:
