@@ -186,10 +186,11 @@ def _instance(row: Mapping[str, str], gpu: Gpu, link: Link) -> Instance:
     def optional(key: str) -> float | None:
         return float(row[key]) if row[key] else None
 
+    gpus = float(row["gpus"])
     return Instance(
         name=row["instance_type"],
-        gpu=gpu,
-        gpus=float(row["gpus"]),
+        gpu=gpu if gpus >= 1 else _part_of(gpu, gpus),
+        gpus=gpus,
         link=link,
         vcpus=int(row["vcpus"]),
         memory_bytes=float(row["memory_gib"]) * GIB,
@@ -201,6 +202,20 @@ def _instance(row: Mapping[str, str], gpu: Gpu, link: Link) -> Instance:
         quota_ondemand=row["quota_ondemand"] or None,
         quota_spot=row["quota_spot"] or None,
         sources={"spec": row["spec_source"], "ondemand": row["ondemand_source"], "spot": row["spot_source"]},
+    )
+
+
+def _part_of(gpu: Gpu, share: float) -> Gpu:
+    """A fixed share of a GPU as a smaller one: its memory, and as much of its time as nobody can take away."""
+    return replace(
+        gpu,
+        name=f"{gpu.name} 1/{round(1 / share)}",
+        memory_bytes=gpu.memory_bytes * share,
+        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s * share,
+        flops={dtype: rate * share for dtype, rate in gpu.flops.items()},
+        sms=max(1, round(gpu.sms * share)),
+        tdp_w=gpu.tdp_w * share,
+        aliases=(),
     )
 
 

@@ -14,7 +14,13 @@ import typer
 
 from shuntserve.errors import InvalidInput, ShuntServeError
 
-COMMAND_MODULES = ("shuntserve.cli.run", "shuntserve.cli.jobs", "shuntserve.cli.estimate")
+COMMAND_MODULES = (
+    "shuntserve.cli.run",
+    "shuntserve.cli.jobs",
+    "shuntserve.cli.estimate",
+    "shuntserve.cli.catalog",
+    "shuntserve.cli.calibrate",
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

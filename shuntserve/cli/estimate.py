@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from shuntserve.core.stage_text import StageText
     from shuntserve.core.workload import Workload
 
+MOST_SIMULATED = 1_000_000
 _PIPED_WIDTH = 160
 """A program or a file that reads the table is given whole lines."""
 
@@ -49,6 +51,9 @@ def estimate(
         str, typer.Option("--dispatch", help="How a job's requests are dealt out: pull or wrr.")
     ] = "pull",
     weights: Annotated[str | None, typer.Option("--weights", help="For wrr: one number per pipeline, as 2,1.")] = None,
+    in_flight: Annotated[
+        int | None, typer.Option("--in-flight", help="A job's client keeps at most so many requests unanswered.")
+    ] = None,
     engine: Annotated[str, typer.Option("--engine", help="Engine profile; see `shuntserve catalog engines`.")] = "vllm",
     dtype: Annotated[str, typer.Option("--dtype", help="Weights: auto, bf16, fp16, fp8, int8, int4, fp4.")] = "auto",
     kv_dtype: Annotated[str, typer.Option("--kv-dtype", help="KV cache: auto, bf16, fp16, fp8.")] = "auto",
@@ -79,18 +84,29 @@ def estimate(
     specs = _build(catalog, written, shape)
     profile = _engine(catalog, engine, specs, memory_utilization, max_num_seqs, max_num_batched_tokens)
     precision = choose_precision(shape, specs, profile, dtype, kv_dtype)
-    _check_counts(batch, requests)
+    _check_counts(**{"--batch": batch, "--requests": requests, "--in-flight": in_flight})
     estimates = [
         pipeline_estimate(shape, spec.stages, load, profile, precision, batch=batch, same_machine=spec.same_machine)
         for spec in specs
     ]
     job = None
-    if requests is not None:
-        job = _job(shape, specs, load, profile, precision, requests, batch, dispatch, weights)
+    if requests is None:
+        _check_no_job(**{"--weights": weights, "--in-flight": in_flight, "--dispatch": dispatch.replace("pull", "")})
+    else:
+        job = _job(shape, specs, load, profile, precision, requests, batch, dispatch, weights, in_flight)
+    warnings = []
+    if load.max_total > shape.max_context:
+        warnings.append(
+            f"requests of up to {load.max_total:,} tokens exceed {shape.name}'s context of {shape.max_context:,}: "
+            "vLLM would refuse them"
+        )
     if as_json:
-        print(json.dumps(to_json(shape, profile, precision, load, specs, estimates, job), indent=1))
+        found = to_json(shape, profile, precision, load, specs, estimates, job)
+        print(json.dumps({**found, "warnings": warnings}, indent=1))
     else:
         _show(shape, profile, precision, load, specs, estimates, job)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def find_model(catalog: Catalog, name: str) -> ModelShape:
@@ -98,11 +114,13 @@ def find_model(catalog: Catalog, name: str) -> ModelShape:
     from pathlib import Path
 
     from shuntserve.core.hf_config import shape_from_hf_config
-    from shuntserve.errors import InvalidInput
+    from shuntserve.errors import InvalidInput, NotFound
 
     path = Path(name)
     if path.is_dir() and (path / "config.json").is_file():
         path = path / "config.json"
+    if path.suffix == ".json" and not path.is_file():
+        raise NotFound(f"model {name!r}", "there is no such file", "name a Hugging Face config.json")
     if path.suffix != ".json" or not path.is_file():
         return catalog.model(name)
     try:
@@ -130,9 +148,11 @@ def choose_precision(
     precision = profile.precision(weights, kv_dtype)
     if weights == "fp16" and precision.kv == "bf16":
         precision = profile.precision(weights, "fp16")
-    if not profile.name.startswith("vllm"):
-        return precision
     for gpu in gpus:
+        if weights == "bf16" and "bf16" not in gpu.flops:
+            raise InvalidInput(f"bf16 weights on {gpu.name}", "it has no bf16 arithmetic", "use --dtype fp16")
+        if not profile.name.startswith("vllm"):
+            continue
         for what, kind, runs in (
             ("weights", precision.weights, gpu.weight_dtypes),
             ("KV cache", precision.kv, gpu.kv_dtypes),
@@ -181,12 +201,20 @@ def _engine(
     return replace(profile, **{key: value for key, value in chosen.items() if value is not None})  # type: ignore[arg-type]
 
 
-def _check_counts(batch: int | None, requests: int | None) -> None:
+def _check_counts(**counts: int | None) -> None:
     from shuntserve.errors import InvalidInput
 
-    for option, value in (("--batch", batch), ("--requests", requests)):
+    for option, value in counts.items():
         if value is not None and value < 1:
             raise InvalidInput(option, f"{value} is not positive", "give 1 or more")
+
+
+def _check_no_job(**options: object) -> None:
+    from shuntserve.errors import InvalidInput
+
+    for option, value in options.items():
+        if value:
+            raise InvalidInput(option, "it says how a job's requests are dealt out", "add --requests N")
 
 
 def _job(
@@ -199,12 +227,19 @@ def _job(
     batch: int | None,
     dispatch: str,
     weights: str | None,
+    in_flight: int | None,
 ) -> JobEstimate:
     from dataclasses import replace
 
     from shuntserve.core.finite_job import DISPATCHES, job_estimate
     from shuntserve.errors import InvalidInput
 
+    if requests > MOST_SIMULATED:
+        raise InvalidInput(
+            "--requests",
+            f"{requests:,} would take too long to simulate",
+            f"give at most {MOST_SIMULATED:,}; a longer job takes its requests / throughput_rps",
+        )
     how = next((known for known in DISPATCHES if known == dispatch), None)
     if how is None:
         raise InvalidInput("--dispatch", f"{dispatch!r} is unknown", "use pull or wrr")
@@ -217,7 +252,9 @@ def _job(
         except ValueError as error:
             raise InvalidInput("--weights", str(error), "give numbers separated by commas, as 2,1") from error
     capped = [replace(spec, max_concurrency=batch) for spec in specs]
-    return job_estimate(shape, capped, load.requests(requests), profile, precision, dispatch=how, weights=shares)
+    return job_estimate(
+        shape, capped, load.requests(requests), profile, precision, dispatch=how, weights=shares, in_flight=in_flight
+    )
 
 
 def to_json(

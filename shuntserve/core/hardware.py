@@ -96,7 +96,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An EC2 instance type: its GPUs, its network and its price. `gpus` may be a fraction (g6f)."""
+    """An EC2 instance type: its GPUs, its network and its price.
+
+    `gpus` may be a fraction (g6f); `gpu` is that part then, as one small GPU.
+    """
 
     name: str
     gpu: Gpu
@@ -127,7 +130,7 @@ class Instance:
 
     @property
     def usable_gpus(self) -> int:
-        """Whole GPUs: a fractional GPU counts as one small GPU."""
+        """Number of `gpu`s: a part of a GPU counts as one small GPU."""
         return max(1, int(self.gpus))
 
     @property

@@ -1,7 +1,11 @@
-"""Stages as a user writes them: `g6.12xlarge:tp=4:layers=20` or `gpu=H100:tp=1:layers=32`, joined by commas."""
+"""Stages as a user writes them: `g6.12xlarge:tp=4:layers=20` or `gpu=H100:tp=1:layers=32`, joined by commas.
+
+Also as published placements write them, `g6.12xlarge(half) L=14 TP=2 | g6e.xlarge L=13 TP=1`, and `gpu=l4x2` for two.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +15,8 @@ from shuntserve.core.finite_job import PipelineSpec
 from shuntserve.core.stage import StageSpec
 from shuntserve.errors import InvalidInput
 
+_MOST_GPUS = 8  # of one machine, where no instance type says
+_OPTIONS = {"tp": "tp", "layers": "layers", "l": "layers", "machine": "machine"}
 _FORM = "write INSTANCE:tp=N:layers=N or gpu=NAME:tp=N:layers=N"
 
 
@@ -27,18 +33,22 @@ class StageText:
 
 def parse_stage(text: str) -> StageText:
     """Read one `--stage`; raises `InvalidInput` that names the part that is wrong."""
-    head, *options = text.strip().split(":")
+    head, *options = re.split(r"\s*:\s*|\s+(?=\w+=)", text.strip())
     key, _, value = head.partition("=")
     is_gpu = key == "gpu" and bool(value)
-    place = value if is_gpu else head
+    place = value if is_gpu else head.removesuffix("(half)")
     if not place or ("=" in head and not is_gpu):
         raise InvalidInput(f"stage {text!r}", "it names no instance type or GPU", _FORM)
     read: dict[str, str] = {}
     for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or name not in ("tp", "layers", "machine") or name in read:
+        written, equals, value = option.partition("=")
+        name = _OPTIONS.get(written.lower(), "")
+        if not (equals and name) or name in read:
             raise InvalidInput(f"stage {text!r}", f"{option!r} is not understood", _FORM)
         read[name] = value
+    several = re.fullmatch(r"(.+\d)x([1-9]\d?)", place) if is_gpu and "tp" not in read else None
+    if several:
+        place, read["tp"] = several[1], several[2]
     return StageText(
         place,
         is_gpu,
@@ -49,8 +59,8 @@ def parse_stage(text: str) -> StageText:
 
 
 def parse_pipeline(text: str) -> list[StageText]:
-    """Read one `--pipeline`: stages separated by commas."""
-    return [parse_stage(part) for part in text.split(",") if part.strip()]
+    """Read one `--pipeline`: stages separated by commas (or bars)."""
+    return [parse_stage(part) for part in re.split(r"[,|]", text)]
 
 
 def _count(text: str, name: str, value: str) -> int:
@@ -74,9 +84,10 @@ def build_pipeline(catalog: Catalog, written: Sequence[StageText], model_layers:
         given = [model_layers]
     counts = [count for count in given if count is not None]
     if sum(counts) != model_layers:
+        total = f" = {sum(counts)}" if len(counts) > 1 else ""
         raise InvalidInput(
             "pipeline",
-            f"its stages hold {' + '.join(map(str, counts))} = {sum(counts)} layers, the model has {model_layers}",
+            f"its stages hold {' + '.join(map(str, counts))}{total} layers, the model has {model_layers}",
             "make the layers add up",
         )
     specs, at = [], 0
@@ -90,6 +101,10 @@ def _spec(catalog: Catalog, stage: StageText, first: int, end: int) -> StageSpec
     if not stage.is_gpu:
         return StageSpec.on(catalog.instance(stage.place), stage.tp, first, end)
     gpu = catalog.gpu(stage.place)
+    if stage.tp > _MOST_GPUS:
+        raise InvalidInput(
+            f"gpu={stage.place}:tp={stage.tp}", f"no machine carries more than {_MOST_GPUS}", "add stages instead"
+        )
     return StageSpec(gpu, catalog.link_of(gpu), stage.tp, first, end)
 
 
@@ -97,7 +112,7 @@ def _shared(catalog: Catalog, written: Sequence[StageText]) -> list[bool]:
     """Which neighbours share a machine: the same type, the same `machine=` if given, and GPUs left on it."""
     shared, used = [], written[0].tp
     for before, after in pairwise(written):
-        limit = 8 if after.is_gpu else catalog.instance(after.place).usable_gpus
+        limit = _MOST_GPUS if after.is_gpu else catalog.instance(after.place).usable_gpus
         same = (before.place, before.is_gpu) == (after.place, after.is_gpu)
         joined = same and before.machine == after.machine and used + after.tp <= limit
         used = used + after.tp if joined else after.tp

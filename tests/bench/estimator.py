@@ -4,7 +4,7 @@
 
 `--fit` fits the parameters anew from their priors, in memory; `--write` puts the result into datasets/. Leaving a GPU
 out means: all its rows are dropped, all parameters are fitted again (those that only it spoke about stay at their
-priors), and its rows are predicted.
+priors), and its rows are predicted. Cards that carry the same chip are also left out together.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ WEIGHTS = {
     TGI: 0.3,
 }
 TARGETS = {SWEEP["vllm"]: 0.07, SWEEP["trtllm"]: 0.06, "tables, grade A": 0.18, LAYERS: 0.12, "leave one GPU out": 0.20}
+SAME_CHIP = {"A100": ("A100",), "H100": ("H100", "H200")}  # cards of one chip, by the beginnings of their names
 VERSION_FACTOR = ("engines", ENGINE, "version_factor")
 THIN = 4  # the layer profiles are smooth and many: every fourth row says as much to a fit
 # Requests queued for each (prompt, output) length in the TensorRT-LLM tables: their documentation, section on method.
@@ -139,15 +140,22 @@ def leave_gpus_out(
     """Errors on each GPU's rows when none of them was seen, and over all."""
     result: dict[str, dict[str, float]] = {}
     everything: list[tuple[Measurement, float]] = []
-    for gpu in sorted({m.gpu for m in measurements}):
-        kept = [m for m in measurements if m.gpu != gpu]
-        left = [m for m in measurements if m.gpu == gpu]
+
+    def leave_out(name: str, gpus: set[str]) -> list[tuple[Measurement, float]]:
+        kept = [m for m in measurements if m.gpu not in gpus]
+        left = [m for m in measurements if m.gpu in gpus]
         values = fit_to(tables, parameters, kept, {p.name: tables.value(p.cells[0]) for p in parameters})
         catalog = catalog_from(tables.with_values(cell_values(parameters, values)))
         scored = [(m, math.exp(log_error(catalog, m))) for m in left]
-        result[gpu] = {**_score(scored), **{f"mape {s}": v["mape"] for s, v in _by(scored, lambda m: m.source).items()}}
-        everything += scored
+        by_source = {f"mape {s}": v["mape"] for s, v in _by(scored, lambda m: m.source).items()}
+        result[name] = {**_score(scored), **by_source}
+        return scored
+
+    for gpu in sorted({m.gpu for m in measurements}):
+        everything += leave_out(gpu, {gpu})
     by_gpu = [row["mape"] for row in result.values()]
+    for chip, cards in SAME_CHIP.items():
+        leave_out(f"chip {chip}, all cards", {m.gpu for m in measurements if m.gpu.startswith(cards)})
     result["all rows"] = _score(everything)
     result["all rows but layer profiles"] = _score([x for x in everything if x[0].source != LAYERS])
     result["mean over GPUs"] = {"rows": len(everything), "mape": sum(by_gpu) / len(by_gpu)}

@@ -16,6 +16,7 @@ from shuntserve.catalog import (
     tables_dir,
 )
 from shuntserve.core.catalog import Catalog
+from shuntserve.core.stage_text import parse_stage
 from shuntserve.errors import Corrupt, NotFound
 
 
@@ -85,6 +86,23 @@ def test_prices_have_a_source_of_their_own() -> None:
 def test_names_as_published_are_found(catalog: Catalog, kind: str, name: str, found: str) -> None:
     """Names of the data pack, of Hugging Face and of SageMaker all lead to the same entry."""
     assert getattr(catalog, kind)(name).name == found
+
+
+def _published() -> list[tuple[str, str]]:
+    with (Path(__file__).parent / "published_names.csv").open(newline="", encoding="utf-8") as handle:
+        return [(row["kind"], row["name"]) for row in csv.DictReader(handle)]
+
+
+def test_every_name_of_the_published_measurements_is_found(catalog: Catalog) -> None:
+    """GPUs, instance types and models as vendors' tables, SageMaker, Helix and the ShuntServe authors write them."""
+    names = _published()
+
+    assert len(names) > 160
+    for kind, name in names:
+        if kind == "gpu":
+            catalog.gpu(parse_stage(f"gpu={name}").place)
+        else:
+            getattr(catalog, kind)(name)
 
 
 @pytest.mark.parametrize(

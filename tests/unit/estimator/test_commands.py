@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from shuntserve.cli import calibrate, catalog, estimate
+from shuntserve.cli.app import build_app, main
 from shuntserve.errors import InvalidInput, NotFound
 
 LLAMA = ("--model", "Llama-3.1-70B", "--workload", "763:232")
@@ -111,33 +112,93 @@ def test_auto_types_follow_the_checkpoint_and_the_gpu() -> None:
     assert trt["kv_cache"] == "fp8"
 
 
+LLAMA_70B_ON_L4 = (*LLAMA, "--stage", "g6.48xlarge:tp=8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--model", "Lama-3.1-70B", "--workload", "1:1", "--stage", "g6.xlarge"), "Llama-3.1-70B"),
-        ((*LLAMA, "--stage", "g6.12xlrge:tp=4"), "g6.12xlarge"),
+        (("--model", "Lama-3.1-70B", "--workload", "1:1", "--stage", "g6.xlarge"), "did you mean Llama-3.1-70B"),
+        (("--model", "gone/config.json", "--workload", "1:1", "--stage", "g6.xlarge"), "no such file"),
+        (("--workload", "1:1", "--stage", "g6.xlarge"), "--model"),
+        ((*LLAMA, "--stage", "g6.12xlrge:tp=4"), "did you mean g6.12xlarge"),
         ((*LLAMA, "--stage", "gpu=H10:tp=8"), "H100"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--engine", "vlm"), "vllm"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=3"), "64 attention heads"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8:layers=79"), "79"),
-        ((*LLAMA, "--stage", "g6.12xlarge:tp=4"), "weights per GPU"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--batch", "0"), "--batch"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--requests", "-5"), "--requests"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--dtype", "fp7"), "fp7"),
-        ((*LLAMA, "--stage", "g4dn.metal:tp=8", "--dtype", "bf16"), "T4"),
-        ((*LLAMA, "--stage", "g5.48xlarge:tp=8", "--kv-dtype", "fp8"), "A10G"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--gpu-memory-utilization", "nan"), "memory_utilization"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--max-num-seqs", "0"), "max_seqs"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--requests", "5", "--dispatch", "push"), "pull or wrr"),
-        ((*LLAMA, "--stage", "g6.48xlarge:tp=8", "--requests", "5", "--weights", "1"), "pull"),
-        ((*LLAMA,), "neither"),
-        (("--model", "Llama-3.1-70B", "--workload", "0:232", "--stage", "g6.48xlarge:tp=8"), "0"),
+        ((*LLAMA, "--stage", "gpu=H100:tp=16"), "no machine carries more than 8"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=16"), "the instance has 8 GPU"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=0"), "tp=0 is not positive"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=-2"), "tp=-2 is not positive"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=nan"), "not a whole number"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=3"), "64 attention heads cannot be divided among 3 GPUs"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=8:layers=79"), "its stages hold 79 layers, the model has 80"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=8:layers=0"), "layers=0 is not positive"),
+        ((*LLAMA, "--stage", "g6.48xlarge:tp=4:layers=40", "--stage", "g6.48xlarge:tp=4"), "does not say its layers"),
+        ((*LLAMA, "--stage", "g6.48xlarge:8"), "not understood"),
+        ((*LLAMA, "--stage", "g6.12xlarge:tp=4"), "of weights per GPU exceed"),
+        ((*LLAMA,), "neither --stage nor --pipeline"),
+        ((*LLAMA_70B_ON_L4, "--pipeline", "g6.48xlarge:tp=8"), "both --stage and --pipeline"),
+        ((*LLAMA_70B_ON_L4, "--engine", "vlm"), "vllm"),
+        ((*LLAMA_70B_ON_L4, "--batch", "0"), "--batch: 0 is not positive"),
+        ((*LLAMA_70B_ON_L4, "--batch", "2.5"), "--batch"),
+        ((*LLAMA_70B_ON_L4, "--dtype", "fp7"), "fp7"),
+        ((*LLAMA_70B_ON_L4, "--kv-dtype", "int3"), "int3"),
+        ((*LLAMA, "--stage", "g4dn.metal:tp=8", "--dtype", "bf16"), "bf16 weights on T4"),
+        ((*LLAMA, "--stage", "p3dn.24xlarge:tp=8", "--dtype", "bf16"), "bf16 weights on V100"),
+        ((*LLAMA, "--stage", "p3dn.24xlarge:tp=8", "--dtype", "bf16", "--engine", "trtllm"), "bf16 weights on V100"),
+        ((*LLAMA, "--stage", "p3dn.24xlarge:tp=8", "--dtype", "fp8"), "fp8 weights on V100"),
+        ((*LLAMA, "--stage", "g5.48xlarge:tp=8", "--kv-dtype", "fp8"), "fp8 KV cache on A10G"),
+        ((*LLAMA_70B_ON_L4, "--gpu-memory-utilization", "nan"), "memory_utilization is nan"),
+        ((*LLAMA_70B_ON_L4, "--gpu-memory-utilization", "1.5"), "exceeds 1"),
+        ((*LLAMA_70B_ON_L4, "--max-num-seqs", "0"), "max_seqs is 0"),
+        ((*LLAMA_70B_ON_L4, "--requests", "-5"), "--requests: -5 is not positive"),
+        ((*LLAMA_70B_ON_L4, "--requests", "99999999999"), "too long to simulate"),
+        ((*LLAMA_70B_ON_L4, "--requests", "5", "--in-flight", "0"), "--in-flight: 0 is not positive"),
+        ((*LLAMA_70B_ON_L4, "--requests", "5", "--dispatch", "push"), "use pull or wrr"),
+        ((*LLAMA_70B_ON_L4, "--requests", "5", "--weights", "1"), "add --dispatch wrr"),
+        ((*LLAMA_70B_ON_L4, "--requests", "5", "--dispatch", "wrr", "--weights", "1,2"), "one per pipeline"),
+        ((*LLAMA_70B_ON_L4, "--requests", "5", "--dispatch", "wrr", "--weights", "nan"), "numbers"),
+        ((*LLAMA_70B_ON_L4, "--requests", "5", "--dispatch", "wrr", "--weights", "a"), "numbers separated by commas"),
+        ((*LLAMA_70B_ON_L4, "--dispatch", "wrr"), "add --requests"),
+        (("--model", "Qwen3-8B", "--workload", "0:0", "--stage", "g6.xlarge"), "not a positive number of tokens"),
+        (("--model", "Qwen3-8B", "--workload", "nan:1", "--stage", "g6.xlarge"), "not a positive number of tokens"),
+        (("--model", "Qwen3-8B", "--workload", "9:-3", "--stage", "g6.xlarge"), "not a positive number of tokens"),
+        (("--model", "Qwen3-8B", "--workload", "inf:3", "--stage", "g6.xlarge"), "not a positive number of tokens"),
+        (("--model", "Qwen3-8B", "--workload", "763", "--stage", "g6.xlarge"), "write 763:232 or name a file"),
+        (("--model", "Qwen3-8B", "--workload", "gone.csv", "--stage", "g6.xlarge"), "write 763:232 or name a file"),
+        (("--model", "Qwen3-8B", "--workload", "50000:9", "--stage", "g6.xlarge"), "one request needs 50009"),
     ],
 )
-def test_bad_input_is_a_clear_error_never_a_number(arguments: tuple[str, ...], says: str) -> None:
-    """Unknown names with near misses, counts and types that make no sense, a model that does not fit."""
-    with pytest.raises(InvalidInput, match=says):
-        invoke("estimate", *arguments)
+def test_bad_input_is_a_clear_error_never_a_number(
+    arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, nothing on standard output, and on standard error the thing, the cause and what to do."""
+    monkeypatch.setattr(sys, "argv", ["shuntserve", "estimate", *arguments])
+
+    with pytest.raises(SystemExit) as left:
+        main()
+
+    out, err = capsys.readouterr()
+    assert left.value.code == 2
+    assert out == ""
+    assert says in " ".join(err.split())
+
+
+def test_requests_beyond_the_models_context_are_warned_about() -> None:
+    """Published tables go there, vLLM does not: the estimate is given, and the warning beside it."""
+    got = estimated("--model", "GPT-J-6B", "--workload", "128:2048", "--stage", "g6e.xlarge")
+
+    assert got["throughput_rps"] > 0
+    assert "2,176" in got["warnings"][0]
+
+
+def test_a_part_of_a_gpu_is_a_small_gpu() -> None:
+    """A g6f.xlarge has an eighth of an L4: of its memory, and of its speed."""
+    whole = estimated("--model", "Qwen2.5-0.5B", "--workload", "100:100", "--stage", "g6.xlarge")
+    part = estimated("--model", "Qwen2.5-0.5B", "--workload", "100:100", "--stage", "g6f.xlarge")
+
+    assert part["kv_blocks"] < whole["kv_blocks"] / 8
+    assert part["stages"][0]["prefill_s"] > 4 * whole["stages"][0]["prefill_s"]
+    with pytest.raises(InvalidInput, match="exceed what its 3 GB leave"):
+        invoke("estimate", "--model", "Qwen3-8B", "--workload", "100:100", "--stage", "g6f.xlarge")
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
@@ -215,6 +276,13 @@ def test_estimate_starts_without_the_heavy_libraries() -> None:
 
     assert json.loads(done.stdout)["throughput_rps"] > 0
     assert done.stderr.strip() == "[]"
+
+
+def test_the_planning_commands_are_commands_of_shuntserve() -> None:
+    """All three stand in the help of the one command."""
+    text = CliRunner().invoke(build_app(), ["--help"]).stdout
+
+    assert all(name in text for name in ("estimate", "catalog", "calibrate"))
 
 
 def test_an_unknown_model_is_not_found() -> None:

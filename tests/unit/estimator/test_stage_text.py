@@ -29,6 +29,25 @@ def test_a_stage_that_cannot_be_read_is_refused(text: str) -> None:
         parse_stage(text)
 
 
+def test_a_published_placement_is_read_as_it_is_written(catalog: Catalog) -> None:
+    """`TYPE(half) L=… TP=… | …`, and several GPUs in one word."""
+    written = parse_pipeline("g6.12xlarge(half) L=19 TP=2 | g6e.xlarge L=13 TP=1|gpu=RTX PRO 6000 TP=2 L=48")
+
+    assert written == [
+        StageText("g6.12xlarge", False, 2, 19),
+        StageText("g6e.xlarge", False, 1, 13),
+        StageText("RTX PRO 6000", True, 2, 48),
+    ]
+    assert len(build_pipeline(catalog, written, 80).stages) == 3
+    assert parse_stage("gpu=l4x2") == StageText("l4", True, 2, None)
+
+
+def test_no_bare_stage_is_wider_than_a_machine(catalog: Catalog) -> None:
+    """Sixteen GPUs in one tensor-parallel group would be priced as if one link joined them."""
+    with pytest.raises(InvalidInput, match="more than 8"):
+        build_pipeline(catalog, parse_pipeline("gpu=H100:tp=16"), 80)
+
+
 def test_layers_are_numbered_through_the_pipeline(catalog: Catalog) -> None:
     """Each stage begins where the one before ended; a single stage holds all layers unasked."""
     two = build_pipeline(catalog, parse_pipeline("g6.12xlarge:tp=4:layers=50,g6.12xlarge:tp=4:layers=30"), 80)
@@ -43,7 +62,8 @@ def test_layers_are_numbered_through_the_pipeline(catalog: Catalog) -> None:
     [
         ("g6.12xlarge:tp=4:layers=40,g6.12xlarge:tp=4:layers=39", "79 layers"),
         ("g6.12xlarge:tp=4,g6.12xlarge:tp=4:layers=39", "does not say"),
-        ("", "no stage"),
+        ("", "names no instance"),
+        ("g6.12xlarge:tp=4:layers=80,", "names no instance"),
     ],
 )
 def test_layers_that_do_not_add_up_are_refused(catalog: Catalog, text: str, says: str) -> None:
