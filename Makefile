@@ -2,6 +2,10 @@
 SHELL := /usr/bin/env bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+# Hundreds of processes are started, each importing thousands of modules: compiled once, whatever the machine's default.
+unexport PYTHONDONTWRITEBYTECODE
+# Much of the suite waits (for kills to be noticed, for leases to end): three processes keep two cores busy.
+PYTEST := $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-full check format bench lock clean
 
@@ -15,10 +19,10 @@ demo: setup ## real vLLM on two workers, killed in the middle: every row exactly
 	@$(PY) -m shuntserve.cli.demo
 
 test: setup ## the suite: real vLLM on the CPU, an S3 server, SIGKILLs
-	@$(PY) -m pytest -m "not soak"
+	@$(PYTEST) -m "not soak"
 
 test-full: setup ## the suite and its longer runs
-	@$(PY) -m pytest
+	@$(PYTEST)
 
 check: setup ## format, lint, types, import layers
 	@.venv/bin/ruff format --check .

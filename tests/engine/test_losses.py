@@ -61,7 +61,7 @@ def collect(engine: EngineProcess, tokens: int) -> dict[str, vllm_driver.Output]
 
 def test_rows_survive_a_stop_and_a_hang(qwen: Path, tmp_path: Path) -> None:
     """The same rows go through engines that are lost in different ways, each told apart and within ten seconds; the
-    whole equals an undisturbed run. (For an abort in the middle of a step see tests/e2e/test_kills.py.)"""
+    whole equals an undisturbed run. (For an abort in the middle of a step see tests/e2e/test_kills_vllm.py.)"""
     engine = engine_of(qwen, tmp_path / "1.log")
     undisturbed = vllm_driver.generate(engine, rows())
 

@@ -27,9 +27,9 @@ from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
 from tests.support import markers
 
 VICTIMS = ("worker", "engine", "command", "all")
-WEIGHTS = (5, 5, 2, 1)
 IN_THE_MIDDLE = 0.75
-"""Share of kills that wait until some engine is generating; the others strike at any time, start-up included."""
+"""Share of kills that wait until some engine is generating and some of its output is durable; the others strike at any
+time, start-up included."""
 MAX_MODEL_LEN = 512
 
 
@@ -41,8 +41,11 @@ class EngineChoice:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     between_kills_s: tuple[float, float]
+    deck: tuple[int, ...]
+    """How often each kind of victim is killed before they all begin anew, in another order."""
     rows: int
     max_tokens: int
+    undisturbed_workers: int
     crashing: Mapping[str, Any]
     """Engine options with which the row that holds the marker crashes the engine, every time."""
 
@@ -54,9 +57,11 @@ STANDIN = EngineChoice(
         '--worker-engine-options={"seats": 8, "step_s": 0.01, "stream_interval": 2}',
     ),
     {},
-    between_kills_s=(0.1, 1.5),
+    between_kills_s=(0.05, 1.0),
+    deck=(5, 5, 2, 1),
     rows=240,
     max_tokens=200,
+    undisturbed_workers=3,
     crashing={"seats": 8, "step_s": 0.01, "stream_interval": 2, "crash_token": markers.ABORT},
 )
 VLLM = EngineChoice(
@@ -68,9 +73,11 @@ VLLM = EngineChoice(
         '--worker-engine-options={"cpu_threads": 1}',
     ),
     {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-    between_kills_s=(0.2, 6.0),
+    between_kills_s=(0.1, 1.5),
+    deck=(1, 1, 1, 1),
     rows=96,
     max_tokens=300,
+    undisturbed_workers=1,
     crashing={"cpu_threads": 1, "scheduler_cls": markers.FAULTY_SCHEDULER},
 )
 ENGINES = {choice.name: choice for choice in (STANDIN, VLLM)}
@@ -98,6 +105,7 @@ class KillTrial:
         self.rng = random.Random(seed)
         self.workers = workers
         self.kills = Kills()
+        self._deck: list[str] = []
         self.interruptions = 0
         self.resumed_rows = 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -183,7 +191,8 @@ class KillTrial:
             )
 
     def _undisturbed(self) -> dict[str, dict[str, Any]]:
-        child = self.start(self.command("store-undisturbed", "out-undisturbed"))
+        workers = f"--workers={self.engine.undisturbed_workers}"
+        child = self.start(self.command("store-undisturbed", "out-undisturbed", workers))
         out, _ = child.communicate()
         if child.returncode != 0:
             raise AssertionError(f"the undisturbed run failed with {child.returncode}: {self.log_tail()}")
@@ -242,15 +251,18 @@ class KillTrial:
         return self.rng.uniform(*self.engine.between_kills_s)
 
     def _choose(self) -> tuple[str, bool]:
-        return self.rng.choices(VICTIMS, WEIGHTS)[0], self.rng.random() < IN_THE_MIDDLE
+        if not self._deck:
+            self._deck = self.rng.sample(VICTIMS, sum(self.engine.deck), counts=self.engine.deck)
+        return self._deck.pop(), self.rng.random() < IN_THE_MIDDLE
 
     def _generating(self, name: str) -> bool:
-        """Whether a worker that still lives has said that its engine holds sequences."""
+        """Whether a worker that still lives has said that its engine holds sequences, and that it has durable ones."""
         for path in (self.directory / f"store-{name}").glob("jobs/*/workers/*.json"):
             with contextlib.suppress(OSError, ValueError):
                 worker = json.loads(path.read_text())
                 facts = worker["facts"]
-                if not worker["gone"] and facts.get("in_engine") and psutil.pid_exists(facts["pid"]):
+                under_way = facts.get("in_engine") and facts.get("tokens_durable")
+                if under_way and not worker["gone"] and psutil.pid_exists(facts["pid"]):
                     return True
         return False
 
