@@ -114,8 +114,13 @@ def build_report(
         "seconds_per_prediction": each_s,
         "by_source": {**by_source, "tables, grade A": _score(tables_rows)} if tables_rows else by_source,
         "by_source_and_gpu": _by(scored, lambda m: f"{m.source} / {m.gpu}"),
+        "by_gpu": _by([x for x in scored if x[0].source != LAYERS], lambda m: m.gpu),
         "by_model": _by([x for x in scored if x[0].source != LAYERS], lambda m: m.model),
         "by_engine": _by(scored, lambda m: m.engine),
+        "points": [
+            {"source": m.source, "gpu": m.gpu, "quantity": m.quantity, "measured": m.value, "predicted": m.value * r}
+            for m, r in scored
+        ],
         "misses_above_40_percent": [
             {"row": m.label, "predicted_over_measured": round(r, 3), "why": explain(catalog, m)}
             for m, r in scored
@@ -177,7 +182,10 @@ def explain(catalog: Catalog, measurement: Measurement) -> str:
     if share > 0.75:
         return f"weights fill {share:.0%} of each GPU: a gigabyte of workspace more or less changes the seats by half"
     if model.layers[-1].is_moe and "1.0" in measurement.label:
-        return "published with attention data parallelism and expert parallelism, which the estimator does not model"
+        return (
+            "a mixture of experts over 8 GPUs on PCIe: attention data and expert parallelism, which that engine has, "
+            "would save most of the all-reduces modelled here"
+        )
     if len(measurement.stages) >= 4:
         return "host time of that engine's deep pipelines: nothing else in the pack shows it, so it is not fitted"
     lengths = measurement.workload and (measurement.workload.input_tokens[0], measurement.workload.output_tokens[0])
