@@ -181,7 +181,10 @@ class _Search:
             return
         keys = sorted({level for _, level in points})
         at = {key: i for i, key in enumerate(keys)}
-        regimes = self.times.points(self.stages, self.levels[keys])
+        needed: list[set[int]] = [set() for _ in keys]
+        for question, level in points:
+            needed[at[level]].update(self.questions[question].kinds)
+        regimes = self.times.points(self.stages, self.levels[keys], needed)
         index = np.array([at[level] for _, level in points])
         cover = self._cover(regimes, [question for question, _ in points], index)
         _, above = least_period(cover)
@@ -241,7 +244,7 @@ class _Search:
         if best.question < 0:
             return None
         question, make = self.questions[best.question], self.makes[number]
-        regimes = self.times.points(self.stages, np.array([best.seats]))
+        regimes = self.times.points(self.stages, np.array([best.seats]), [question.kinds])
         cover = self._cover(regimes, [best.question], np.array([0]))
         held, able, _ = split(cover, np.array([best.period_s]))
         if not able[0]:

@@ -20,9 +20,11 @@ from shuntserve.core.planning.stage_times import MIDDLE, ONLY
 TARGETS = (1.06, 1.02)
 """θ at which a round's pricing stops cutting; the last one is the caller's."""
 FEW_CELLS, MOST_CELLS = 6_000, 400_000
-WANTED = 40
-LEAST_PRICE = 2e-4
-"""Least slot price as a share of the mean one: a pool with more than enough still prices its stages."""
+WANTED = 50
+LEAST_PRICE = 0.2
+"""Least slot price as a share of the mean one, in tolerances: what a pool with more than enough charges for its stages.
+It lifts the bound by less than this share and spares the search pipelines of next to nothing for next to nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Relaxation:
             lp = self.master.solve_lp()
             if not lp.feasible:
                 return Relaxed(False, -math.inf, -math.inf, math.inf, lp.duals, rounds, cells)
-            raised = lp.duals.lifted(self._least_price(lp))
+            raised = lp.duals.lifted(self._least_price(lp, LEAST_PRICE * tolerance))
             quote = self.pricer.quote(
                 self.zones, self._prices(raised), targets[0], MOST_CELLS if len(targets) == 1 else FEW_CELLS, WANTED
             )
@@ -125,7 +127,7 @@ class Relaxation:
         """Price pipelines at these duals, to the end."""
         return self.pricer.quote(self.zones, self._prices(duals), target, MOST_CELLS, WANTED)
 
-    def _least_price(self, lp: LpSolution) -> float:
+    def _least_price(self, lp: LpSolution, share: float) -> float:
         total = sum(
             pool.count * row.per_machine
             for row in self.data.rows
@@ -133,7 +135,7 @@ class Relaxation:
             for pool in [self.data.pools[row.pool]]
         )
         worth = float(lp.duals.slot @ np.array([r.per_machine * self.data.pools[r.pool].count for r in self.data.rows]))
-        return max(LEAST_PRICE * worth / total, 1e-12)
+        return max(share * worth / total, 1e-12)
 
     def _prices(self, duals: LpDuals) -> Prices:
         workshop = self.pond.workshop

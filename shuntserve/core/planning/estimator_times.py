@@ -8,7 +8,7 @@ sizes instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class EstimatorTimes:
         self._pace_tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._alike = workload.output_cv == 0
         self._flow = np.array([instance.flow_bytes_per_s for instance in self._instance_of])
+        self._sustained = np.array([instance.network_bytes_per_s for instance in self._instance_of])
         self._bus = np.array([r.link.bus(max(r.tp, 2)) for r in self._rates])
 
     # --- what can run at all ---
@@ -173,6 +174,15 @@ class EstimatorTimes:
         return np.stack([self._time(row, steady_step(self.workload, float(size))) for size in sizes])
 
     def _time(self, row: int, step: Step) -> np.ndarray:
+        """[1 + p] of a step; where prompts have steps of their own, theirs come on top of the decoding."""
+        if self.engine.mixes_prefill or not (step.prefill_tokens and step.decode_seqs):
+            return self._kernel_time(row, step)
+        prompt_tokens = self.workload.mean_input
+        prompt = self._kernel_time(row, Step.prefill(prompt_tokens, step.prefill_context))
+        decode = self._kernel_time(row, Step.decode(step.decode_seqs, step.context_tokens))
+        return decode + step.prefill_tokens / prompt_tokens * prompt
+
+    def _kernel_time(self, row: int, step: Step) -> np.ndarray:
         rates = self._rows[row]
         parts = rates.time(step)
         fixed, first, last = parts.fixed_s, parts.first_s, parts.last_s
@@ -245,7 +255,7 @@ class EstimatorTimes:
             room=self._room(low, rows)[:, :, row_of],
             pace_layer_s=pace[:, :, 0],
             pace_fixed_s=np.moveaxis(pace[:, :, 1:], 2, 1),
-            remote_hop_s=mean_size[:, None] / flow + remote,
+            remote_hop_s=np.maximum(mean_size[:, None] / flow + remote, mean_size[:, None] / self._sustained[chosen]),
             pace_remote_hop_s=size[:, None] / flow + remote,
             pace_local_hop_s=size[:, None] / bus,
         )
@@ -259,14 +269,15 @@ class EstimatorTimes:
         paced = (times, np.zeros(len(low))) if self._alike else self._paced(stages, low, index)
         return self._regimes(stages, low, high, times, paced, kinds)
 
-    def points(self, stages: int, seats: np.ndarray) -> Regimes:
-        times = np.empty((len(seats), len(self._rows), 1 + POSITIONS))
-        pace, tokens = np.empty_like(times), np.empty(len(seats))
+    def points(self, stages: int, seats: np.ndarray, needed: Sequence[Iterable[int]] | None = None) -> Regimes:
+        times = np.full((len(seats), len(self._rows), 1 + POSITIONS), np.nan)
+        pace, tokens = times.copy(), np.empty(len(seats))
+        every = range(len(self._rows))
         for i, (per_micro, all_seats) in enumerate(zip(np.maximum(seats / stages, 1.0), seats, strict=True)):
             step = steady_step(self.workload, float(per_micro))
             paced = pace_step(self.workload, float(per_micro), float(min(stages, all_seats)), self.engine)
             tokens[i] = paced.tokens
-            for row in range(len(self._rows)):
+            for row in every if needed is None else {int(self._row[kind]) for kind in needed[i]}:
                 times[i, row] = self._remembered(row, step)
                 pace[i, row] = times[i, row] if paced == step else self._remembered(row, paced)
         return self._regimes(stages, seats, seats, times, (pace, tokens))

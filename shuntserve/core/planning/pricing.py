@@ -17,6 +17,7 @@ All of this is optimistic, never pessimistic: `Quote.theta` times the dual price
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ import numpy as np
 from shuntserve.core.planning.columns import Counts, Workshop
 from shuntserve.core.planning.programme import cheapest_s, multiset
 from shuntserve.core.planning.stage_times import MIDDLE, ONLY, StageTimes
-from shuntserve.core.planning.tableau import Cells, Entry, Tableau, joined
+from shuntserve.core.planning.tableau import Cells, Entry, Market, Mixture, Tableau, joined
 
 SEAT_RATIO = 1.6
 RATE_RATIO = 1.5
@@ -41,7 +42,11 @@ BEAM = 768
 MOST_LEAVES = 120_000
 PROGRAMME_RATE = 1.07
 PROGRAMME_SEATS = 1.2
-"""Cells up to this wide go through the programme; wider ones only through the quick bound."""
+FEW_STAGES = 8
+LAST_RATE, LAST_SEATS = 1.015, 1.05
+"""Cells up to this wide go through the programme, the latter ones whatever their number of stages; the quick bound
+loses at most about one stage of the pipeline, so it is nearly as good for many stages.
+"""
 MOST_CHARGED = 6
 
 
@@ -56,37 +61,24 @@ class Prices:
     touch: np.ndarray
 
 
-@dataclass(frozen=True)
-class Market:
-    """Entries that one pipeline may mix, and what a request/s of such a pipeline is worth at most.
-
-    `mixed` means that stages come from two pools or more. `key` names the market whatever the prices.
-    """
-
-    key: tuple[bool, frozenset[int], float]
-    entries: tuple[Entry, ...]
-    worth: float
-    most_stages: int
-    mixed: bool
-
-
 def markets(workshop: Workshop, zones: Sequence[Sequence[int]], prices: Prices) -> Iterator[Market]:
     """Markets that together hold every pipeline.
 
     Each pool is one by itself: there a pipeline may do without network hops. Pipelines over several pools of a zone
-    make a market for each set of charged pools that they may touch, and for each speed of network that their fastest
+    make markets for each set of charged pools that they may touch, and for each speed of network that their fastest
     machine can have, since a pipeline pays the hop of every machine but that one.
     """
     most = 2 * workshop.times.marks[-1:]
-    hop_s = workshop.times.regimes(2, most, most).remote_hop_s[0]
+    hop_s = workshop.times.regimes(2, most, most).pace_remote_hop_s[0]
     longest = workshop.times.max_stages
     for zone in zones:
         for pool in zone:
             worth = prices.rps - float(prices.touch[pool])
             entries = _entries(workshop, {pool}, prices)
             if worth > 0 and entries:
-                key = (False, frozenset({pool}), 0.0)
-                yield Market(key, entries, worth, min(longest, _gpus(workshop, {pool})), False)
+                yield Market(
+                    ("one pool", frozenset({pool}), 0.0), entries, worth, min(longest, _gpus(workshop, {pool}))
+                )
         if len(zone) < 2:
             continue
         charged = sorted((pool for pool in zone if prices.touch[pool] > 1e-12), key=lambda pool: -prices.touch[pool])
@@ -96,11 +88,17 @@ def markets(workshop: Workshop, zones: Sequence[Sequence[int]], prices: Prices) 
             allowed = {pool for pool in zone if pool not in charged or pool in touched}
             worth = prices.rps - sum(float(prices.touch[pool]) for pool in touched)
             entries = _entries(workshop, allowed, prices)
-            if worth > 0 and len(allowed) > 1 and entries:
-                for fastest in np.unique([hop_s[entry.kind] for entry in entries]):
-                    slower = tuple(entry for entry in entries if hop_s[entry.kind] >= fastest)
-                    key = (True, frozenset(allowed), float(fastest))
-                    yield Market(key, slower, worth, min(longest, _gpus(workshop, allowed)), True)
+            if worth <= 0 or len(allowed) < 2:
+                continue
+            most_stages = min(longest, _gpus(workshop, allowed))
+            for fastest in np.unique([hop_s[entry.kind] for entry in entries]):
+                slower = tuple(entry for entry in entries if hop_s[entry.kind] >= fastest)
+                whole = tuple(entry for entry in slower if entry.share >= 1)
+                pools = frozenset(allowed), float(fastest)
+                if whole:
+                    yield Market(("whole", *pools), whole, worth, most_stages)
+                if len(whole) < len(slower):
+                    yield Market(("parts", *pools), slower, worth, most_stages)
 
 
 def _gpus(workshop: Workshop, pools: set[int]) -> int:
@@ -143,7 +141,7 @@ class Pricer:
     """Prices pipelines of one workshop, again and again."""
 
     workshop: Workshop
-    _leaves: dict[tuple[bool, frozenset[int], float], tuple[Cells, np.ndarray]] = field(
+    _leaves: dict[tuple[Mixture, frozenset[int], float], tuple[Cells, np.ndarray]] = field(
         default_factory=dict, repr=False
     )
 
@@ -158,7 +156,7 @@ class Pricer:
             search.run(most_cells)
             self._leaves[market.key] = search.leaves()
             theta, seen = max(theta, search.theta()), seen + search.seen
-            found += search.promising(wanted if market.mixed else max(4, wanted // 8))
+            found += search.promising(max(4, wanted // 8) if market.mixture == "one pool" else wanted)
         found.sort(key=lambda pair: -pair[0])
         return Quote(theta, tuple(dict.fromkeys(counts for _, counts in found)), seen)
 
@@ -212,7 +210,7 @@ class _Search:
             below = int(np.searchsorted(marks, marks[edges[-1]] / SEAT_RATIO))
             edges.append(max(0, min(below, edges[-1] - 1)) if marks[edges[-1]] > 0.5 else 0)
         edges.reverse()
-        first = 2 if market.mixed else 1
+        first = 1 if market.mixture == "one pool" else 2
         stages = np.repeat(np.arange(first, market.most_stages + 1), len(edges) - 1)
         low = np.tile(np.array(edges[:-1], dtype=np.intp), market.most_stages + 1 - first)
         high = np.tile(np.array(edges[1:], dtype=np.intp), market.most_stages + 1 - first)
@@ -265,8 +263,9 @@ class _Search:
         batches = [np.arange(at, min(at + BATCH, len(cells))) for at in range(0, len(cells), BATCH)]
         quick = joined([self._quick(cells.take(batch)) for batch in batches])
         marks = self.marks
-        narrow = marks[quick.high] <= marks[quick.low] * PROGRAMME_SEATS
-        narrow = (narrow & (quick.fast <= quick.slow * PROGRAMME_RATE)) | (quick.stages <= 2)
+        seats, rates = marks[quick.high] / marks[quick.low], quick.fast / quick.slow
+        narrow = (seats <= PROGRAMME_SEATS) & (rates <= PROGRAMME_RATE) & (quick.stages <= FEW_STAGES)
+        narrow |= (seats <= LAST_SEATS) & (rates <= LAST_RATE) | (quick.stages <= 2)
         rows = np.flatnonzero((quick.ratio > self.target) & narrow)
         for stages in np.unique(quick.stages[rows]):
             same = rows[quick.stages[rows] == stages]
@@ -276,7 +275,7 @@ class _Search:
 
     def _quick(self, cells: Cells) -> Cells:
         """Bounds without the programme; `share` −1 marks cells that were never bounded."""
-        tableau = Tableau(self.times, self.market.entries, self.market.worth, self.market.mixed, self.marks, cells)
+        tableau = Tableau(self.times, self.market, cells)
         best, share = np.full(len(cells), np.inf), cells.share.copy()
         fresh = np.flatnonzero(share < 0)
         trials = [np.maximum(share + step, 0.0) for step in NEXT_STEPS]
@@ -298,7 +297,7 @@ class _Search:
             if not len(rows):
                 return
             some = cells.take(rows)
-            tableau = Tableau(self.times, self.market.entries, self.market.worth, self.market.mixed, self.marks, some)
+            tableau = Tableau(self.times, self.market, some)
             share = np.maximum(start + step, 0.0)
             ratio = tableau.ratio(cheapest_s(tableau, int(some.stages[0]), share))
             better = ratio < cells.ratio[rows]
@@ -311,11 +310,16 @@ class _Search:
         """Cheapest multisets of the best narrow cells, from several numbers of stages."""
         cells = self.cells
         good = np.flatnonzero((cells.ratio > 1.0 + 1e-6) & (cells.fast <= cells.slow * PROGRAMME_RATE))
-        good = good[np.argsort(-cells.ratio[good], kind="stable")][: 4 * wanted]
+        good = good[np.argsort(-cells.ratio[good], kind="stable")]
+        turn: dict[int, int] = defaultdict(int)
+        order = []
+        for row in good[: 50 * wanted]:  # the best of every number of stages, then the second best of each, …
+            turn[int(cells.stages[row])] += 1
+            order.append((turn[int(cells.stages[row])], row))
         result: dict[Counts, float] = {}
-        for row in good:
+        for _, row in sorted(order, key=lambda pair: pair[0])[: 2 * wanted]:
             one = cells.take(np.array([row]))
-            tableau = Tableau(self.times, self.market.entries, self.market.worth, self.market.mixed, self.marks, one)
+            tableau = Tableau(self.times, self.market, one)
             counts = multiset(tableau, int(one.stages[0]), float(one.share[0]))
             if counts is not None:
                 result.setdefault(counts, float(cells.ratio[row]))

@@ -8,6 +8,9 @@ from shuntserve.core.planning.columns import Counts
 from shuntserve.core.planning.stage_times import FIRST, LAST, MIDDLE, ONLY
 from shuntserve.core.planning.tableau import Tableau
 
+FEW = 8
+"""Cells up to which all entries are laid out at once."""
+
 
 def cheapest_s(tableau: Tableau, stages: int, share: np.ndarray) -> np.ndarray:
     """Lower bound on the cost of any pipeline of each cell, all of `stages` stages; infinite where none exists."""
@@ -62,6 +65,11 @@ def _columns(tableau: Tableau, position: int, nu: np.ndarray, hop_s: np.ndarray,
     capacity = tableau.capacity(position)
     base = tableau.cost + nu[:, None] * (tableau.fixed_s(position) + hop_s)
     slope = nu[:, None] * tableau.layer_s
+    if len(nu) <= FEW:
+        lines = base[:, :, None] + slope[:, :, None] * layers
+        result = np.where(layers > capacity[:, :, None], np.inf, lines).min(axis=1)
+        result[:, 0] = np.inf
+        return result
     for entry in range(base.shape[1]):
         most = int(capacity[:, entry].max(initial=0))
         if most >= 1:

@@ -20,7 +20,7 @@ needs KV room for no more than C ≥ `low` seats. So times are taken at `high` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -56,7 +56,7 @@ class Regimes:
     room: np.ndarray  # [n, p, k] whole layers
     pace_layer_s: np.ndarray  # [n, k]
     pace_fixed_s: np.ndarray  # [n, p, k]
-    remote_hop_s: np.ndarray  # [n, k] to or from another machine
+    remote_hop_s: np.ndarray  # [n, k] to or from another machine, as often as can be kept up
     pace_remote_hop_s: np.ndarray  # [n, k]
     pace_local_hop_s: np.ndarray  # [n, k] within the machine
 
@@ -104,8 +104,10 @@ class StageTimes(Protocol):
         Only for `kinds` where they are given.
         """
 
-    def points(self, stages: int, seats: np.ndarray) -> Regimes:
-        """The estimator's own numbers at exactly these seats."""
+    def points(self, stages: int, seats: np.ndarray, needed: Sequence[Iterable[int]] | None = None) -> Regimes:
+        """The estimator's own numbers at exactly these seats; where `needed` is given, for these kinds at each seats
+        only (times of others are nan).
+        """
 
     def seat_levels(self, stages: int, kinds: Sequence[int]) -> np.ndarray:
         """Every number of seats that some split over `kinds` can have, ascending."""

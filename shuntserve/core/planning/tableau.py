@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,27 @@ class Entry:
     price: float
     risk: float
     share: float
+
+
+Mixture = Literal["one pool", "whole", "parts"]
+
+
+@dataclass(frozen=True)
+class Market:
+    """Entries that one pipeline may mix, and what a request/s of such a pipeline is worth at most.
+
+    Pipelines are of one pool; or of several and every stage fills its machine ("whole"); or of several and some stage
+    does not ("parts"). `key` names the market whatever the prices.
+    """
+
+    key: tuple[Mixture, frozenset[int], float]
+    entries: tuple[Entry, ...]
+    worth: float
+    most_stages: int
+
+    @property
+    def mixture(self) -> Mixture:
+        return self.key[0]
 
 
 @dataclass
@@ -63,16 +85,9 @@ def joined(parts: Sequence[Cells]) -> Cells:
 class Tableau:
     """Costs by entry in `n` cells; arrays are [n, entries] unless said otherwise."""
 
-    def __init__(
-        self,
-        times: StageTimes,
-        entries: Sequence[Entry],
-        worth: float,
-        mixed: bool,
-        marks: np.ndarray,
-        cells: Cells,
-    ) -> None:
-        self.entries, self.mixed, self.cells, self.layers = entries, mixed, cells, times.layers
+    def __init__(self, times: StageTimes, market: Market, cells: Cells) -> None:
+        entries, worth, marks = market.entries, market.worth, times.marks
+        self.entries, self.mixture, self.cells, self.layers = entries, market.mixture, cells, times.layers
         self.stages = cells.stages.astype(np.float64)
         kinds = np.array([entry.kind for entry in entries], dtype=np.intp)
         self.risk = np.array([entry.risk for entry in entries])
@@ -100,6 +115,8 @@ class Tableau:
         if position not in self._capacity:
             regimes = self.regimes
             by_time = (self.period_s[:, None] - regimes.fixed_s[:, position]) / regimes.layer_s + ROUNDING
+            if self.mixture != "one pool":
+                by_time = np.where(regimes.remote_hop_s <= self.period_s[:, None] * (1 + ROUNDING), by_time, 0.0)
             by_time = np.clip(by_time, 0, self.layers).astype(np.int64)
             self._capacity[position] = np.minimum(regimes.room[:, position], by_time)
         return self._capacity[position]
@@ -107,18 +124,25 @@ class Tableau:
     def _hops(self, regimes: Regimes) -> list[tuple[np.ndarray, np.ndarray]]:
         """Lower bounds on all hops of a round: (seconds per stage, seconds per pipeline [n]) of each.
 
-        Either every stage pays for its part of a machine (a machine pays one remote hop, its other hops are local, and
-        the fastest machine pays none); or stages pay local hops, and a mixed pipeline one remote hop.
+        A machine pays one remote hop, the fastest none; all other hops are local. Either every stage pays for its part
+        of a machine; or stages pay local hops, and the pipeline as many remote ones as it has machines at least, less
+        one; or stages that fill a machine pay a remote hop, the others a local one, and one of the others a remote one.
         """
         remote, local = regimes.pace_remote_hop_s, regimes.pace_local_hop_s
         several = self.stages > 1
-        by_part = (self.part * remote + (1 - self.part) * local) * several[:, None]
-        longest = local.max(axis=1)
-        once = remote.min(axis=1) - 2 * longest if self.mixed else -longest
-        return [
-            (by_part, -remote.min(axis=1) * several),
-            (local * several[:, None], once * several),
-        ]
+        fastest, longest = remote.min(axis=1), local.max(axis=1)
+        by_part = (self.part * remote + (1 - self.part) * local) * several[:, None], -fastest * several
+        if self.mixture == "whole":
+            return [by_part]
+        machines = np.maximum(np.ceil(self.stages * self.part.min() - 1e-9), 2.0 if self.mixture == "parts" else 1.0)
+        further = (machines - 1) * np.maximum(fastest - longest, 0.0)
+        result = [by_part, (local * several[:, None], (further - longest) * several)]
+        if self.mixture == "parts":
+            partial = self.part < 1
+            filling = np.where(partial, local, remote) * several[:, None]
+            one = remote[:, partial].min(axis=1) - local[:, partial].max(axis=1)
+            result.append((filling, (one - fastest) * several))
+        return result
 
     def _chord(self) -> tuple[np.ndarray, np.ndarray]:
         """[n] Share of time up lies under `chord − slope × risk`, risk being the sum over stages."""
