@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ from shuntserve.job import checkpoints, claims, ops, procedures
 from shuntserve.job.tenure import Tenure
 from shuntserve.sim.job import PutJob, SimRow, put_job
 from shuntserve.store import keys
+from shuntserve.store.open import open_bucket
+from shuntserve.store.port import Bucket
 from tests.model.ledger_state import Habits
 from tests.model.network import Answer, Broken, Line, Network
 from tests.model.promises import DURABLE, LIVING, ONCE, ONE_PLACE, ONE_RESULT, TAKEOVER, TENANT, WHOLE
@@ -55,6 +58,7 @@ class Hand:
     progress: int = 0
     held: dict[str, Hold] = field(default_factory=dict)
     view: claims.PageView | None = None
+    holders: dict[str, str] = field(default_factory=dict)
     watches: dict[str, Watch | None] = field(default_factory=dict)
     reading: tuple[float, tuple[str, ...], dict[str, Any] | None] | None = None
 
@@ -72,6 +76,11 @@ class Profile:
     careless: bool = False
     """Checkpoints may be given up, as the real loop never does."""
     slow: bool = False
+    """Renewals and reads take time."""
+    idle: bool = False
+    """Chunks are held, and nothing becomes of them."""
+    endless: bool = False
+    """Nothing is ever committed, so that there are many epochs."""
     cuts: bool = False
     kills: bool = False
     cancels: bool = False
@@ -95,8 +104,7 @@ class World:
         """(chunk, epoch, row) → tokens known to be durable by who wrote them."""
         self._entered: set[tuple[str, str, int]] = set()
         self._results: dict[str, bytes] = {}
-        rows = [SimRow(f"row-{n}", (1,), (), 0) for n in range(profile.chunks * profile.rows)]
-        self.job: PutJob = put_job(self.network.bucket, JOB, rows, profile.rows)
+        self.job = put_plain_job(self.network.bucket, profile.chunks, profile.rows)
         self.page = next(iter(self.job.pages))
         self.hands = [Hand(number, Line(self.network)) for number in range(profile.workers)]
         self.zombies: list[tuple[Line, Hold]] = []
@@ -139,7 +147,7 @@ class World:
             body = claims.worker_body(hand.incarnation, -1, gone=True)
             self.network.bucket.put(keys.worker(JOB, hand.incarnation), body)
         self._become_new(hand)
-        hand.view, hand.line.cut = None, False
+        hand.view, hand.holders, hand.line.cut = None, {}, False
 
     # -- lease -----------------------------------------------------------------------------------------------------
 
@@ -181,7 +189,7 @@ class World:
 
     def survey(self, hand: Hand) -> None:
         try:
-            hand.view = ops.run(hand.line, claims.survey(JOB, self.page, {}))
+            hand.view = ops.run(hand.line, claims.survey(JOB, self.page, hand.holders))
         except Unavailable:
             return
 
@@ -420,6 +428,23 @@ class World:
                     if self.commit(hand.line, hold):
                         del hand.held[chunk]
             self.now_s += 3.0
+
+
+def put_plain_job(bucket: Bucket, chunks: int, rows: int) -> PutJob:
+    """Write a job of equal rows, so many a chunk."""
+    job, objects = _plain_job(chunks, rows)
+    for key, body in objects:
+        bucket.put(key, body)
+    return job
+
+
+@cache
+def _plain_job(chunks: int, rows: int) -> tuple[PutJob, tuple[tuple[str, bytes], ...]]:
+    bucket = open_bucket("memory://plain-job")
+    for info in list(bucket.list("")):
+        bucket.delete(info.key)
+    job = put_job(bucket, JOB, [SimRow(f"row-{n}", (1,), (), 0) for n in range(chunks * rows)], rows)
+    return job, tuple((info.key, bucket.get(info.key)) for info in bucket.list(""))
 
 
 def acquire_carelessly(

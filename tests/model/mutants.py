@@ -148,8 +148,10 @@ class ReadsPastMissingObjects(Rules):
 
 
 class ReadsPastGapsOfASequence(Rules):
+    """A stream's first record must still restate everything; later ones are taken wherever they start."""
+
     def joins(self, length: int | None, start: int) -> bool:
-        return True
+        return length is not None or start == 0
 
 
 class ReadsPastAllGaps(ReadsPastMissingObjects, ReadsPastGapsOfASequence):
@@ -466,7 +468,7 @@ MUTANTS = (
     _mutant(
         "cancel commits elsewhere",
         "cancel commits through the same key",
-        {ONE_PLACE},
+        {ONE_PLACE, ONCE},  # who looks for the end of such a chunk does not see it, and may begin again
         replace(CREATES, cancel=True, mishaps=0),
         "cancel",
         habits=Habits(one_result_key=False),

@@ -55,11 +55,12 @@ class Network:
             return None
 
     def create(self, key: str, body: bytes) -> bool:
-        """One conditional put at the bucket."""
-        created = self.bucket.create(key, body)
-        if created:
-            self._stored(key, body)
-        return created
+        """One conditional put, as a store answers it: True when it took effect, False when something is there."""
+        if self.find(key) is not None:
+            return False
+        self.bucket.put(key, body)
+        self._stored(key, body)
+        return True
 
     def land(self, position: int) -> None:
         """One late request reaches the bucket."""
