@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from shuntserve.core.stage_text import StageText
     from shuntserve.core.workload import Workload
 
+DTYPE_ALIASES = {
+    "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "fp8_e4m3": "fp8", "gptq-int4": "int4",
+    "awq": "int4", "gptq": "int4", "nvfp4": "fp4",
+}  # fmt: skip
+"""What vLLM and published tables call the same types."""
 MOST_SIMULATED = 1_000_000
 _PIPED_WIDTH = 160
 """A program or a file that reads the table is given whole lines."""
@@ -142,6 +147,7 @@ def choose_precision(
     from shuntserve.errors import InvalidInput
 
     gpus = {spec.gpu.name: spec.gpu for pipe in specs for spec in pipe.stages}.values()
+    dtype, kv_dtype = (DTYPE_ALIASES.get(name.lower(), name.lower()) for name in (dtype, kv_dtype))
     weights = shape.weights if dtype == "auto" else dtype
     if dtype == "auto" and weights == "bf16" and any("bf16" not in gpu.weight_dtypes for gpu in gpus):
         weights = "fp16"

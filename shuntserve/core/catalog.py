@@ -22,6 +22,9 @@ class _Named(Protocol):
 _T = TypeVar("_T", bound=_Named)
 
 
+ENGINE_ALIASES = {"trtllm": ("TensorRT-LLM", "TRT-LLM", "tensorrt_llm")}
+
+
 def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "", name.lower())
 
@@ -51,7 +54,7 @@ class Catalog:
         for model in self.models.values():
             _register(index["model"], (model.name, *model.aliases), model)
         for engine in self.engines.values():
-            _register(index["engine"], (engine.name,), engine)
+            _register(index["engine"], (engine.name, *ENGINE_ALIASES.get(engine.name, ())), engine)
         object.__setattr__(self, "_index", index)
 
     def gpu(self, name: str) -> Gpu:

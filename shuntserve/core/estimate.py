@@ -241,7 +241,8 @@ class _Pipeline:
         slowest = max(range(count), key=lambda i: work[i])
         network_s = max(*hops, self.sustained_s(step.tokens))
         if in_flight * max(network_s, work[slowest]) < 0.9 * cycle or limit == "batch":
-            binds = f"seats ({limit})"
+            host_s = self.engine.host_s(in_flight, per_micro)
+            binds = "engine host time" if 2 * host_s > cycle else f"seats ({limit})"
         elif network_s > work[slowest]:
             binds = "network"
         else:

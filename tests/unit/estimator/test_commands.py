@@ -182,6 +182,13 @@ def test_bad_input_is_a_clear_error_never_a_number(
     assert says in " ".join(err.split())
 
 
+def test_types_and_engines_go_by_their_usual_names_too() -> None:
+    """What tables and vLLM call bfloat16, gptq-int4 or TensorRT-LLM is the same as our short names."""
+    for written, short in (("bfloat16", "bf16"), ("gptq-int4", "int4"), ("FP8", "fp8")):
+        assert estimated(*LLAMA_70B_ON_L4, "--dtype", written) == estimated(*LLAMA_70B_ON_L4, "--dtype", short)
+    assert estimated(*LLAMA_70B_ON_L4, "--engine", "TensorRT-LLM")["engine"] == "trtllm"
+
+
 def test_requests_beyond_the_models_context_are_warned_about() -> None:
     """Published tables go there, vLLM does not: the estimate is given, and the warning beside it."""
     got = estimated("--model", "GPT-J-6B", "--workload", "128:2048", "--stage", "g6e.xlarge")

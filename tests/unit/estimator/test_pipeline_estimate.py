@@ -119,6 +119,16 @@ def test_a_network_without_credits_binds_in_the_long_run(catalog: Catalog) -> No
     assert got.throughput_rps * sent_bytes <= 2.5e9 / 8 * 1.001
 
 
+def test_an_engine_slower_than_its_gpu_is_named(catalog: Catalog) -> None:
+    """A small model on a fast GPU waits for the host, and no more cache would help."""
+    slow = replace(catalog.engine("vllm"), step_s=0.05)
+
+    got = pipeline_estimate(catalog.model("Qwen3-8B"), stages(catalog, ("p5.4xlarge", 1, 36)), AZURE, slow)
+
+    assert got.binds == "engine host time"
+    assert got.stages[0].utilisation < 0.5
+
+
 def test_prompts_in_steps_of_their_own_cost_throughput(catalog: Catalog) -> None:
     """An engine that does not mix prompts and decoding reads its weights more often."""
     mixed = catalog.engine("vllm")
