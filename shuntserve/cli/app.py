@@ -18,6 +18,7 @@ COMMAND_MODULES = (
     "shuntserve.cli.run",
     "shuntserve.cli.jobs",
     "shuntserve.cli.estimate",
+    "shuntserve.cli.plan",
     "shuntserve.cli.catalog",
     "shuntserve.cli.calibrate",
 )
