@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,24 @@ from typing import Any
 from shuntserve.core.model_shape import LayerShape, ModelShape
 from shuntserve.errors import InvalidInput
 
+_ENCODERS = frozenset(
+    [
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "distilbert",
+        "electra",
+        "deberta",
+        "deberta-v2",
+        "t5",
+        "mt5",
+        "bart",
+        "whisper",
+        "clip",
+    ]
+)
+_MOST = 10**8
+_MOST_LAYERS = 2000
 _NEXT = "give a decoder-only transformer's config.json, or a model name from `shuntserve catalog models`"
 
 
@@ -26,9 +45,7 @@ def shape_from_hf_config(config: Mapping[str, Any], name: str = "") -> ModelShap
         for key in keys:
             value = config.get(key)
             if value is not None:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 0:
-                    raise InvalidInput(f"config of {name}", f"{key} is {value!r}, not a count", _NEXT)
-                return int(value)
+                return _count(name, key, value)
         if default is None:
             raise InvalidInput(f"config of {name}", f"{keys[0]} is missing", _NEXT)
         return default
@@ -38,8 +55,12 @@ def shape_from_hf_config(config: Mapping[str, Any], name: str = "") -> ModelShap
         number("num_hidden_layers", "n_layer", "num_layers"),
         number("num_attention_heads", "n_head"),
     )
+    if config.get("model_type") in _ENCODERS or config.get("is_encoder_decoder"):
+        raise InvalidInput(f"config of {name}", f"a {config.get('model_type')} model is no decoder", _NEXT)
     if min(hidden, count, heads) < 1:
         raise InvalidInput(f"config of {name}", "hidden_size, layers and heads must be at least 1", _NEXT)
+    if count > _MOST_LAYERS:
+        raise InvalidInput(f"config of {name}", f"{count} layers are more than any model has", _NEXT)
     experts = number("num_local_experts", "num_experts", "n_routed_experts", default=0)
     intermediate = number("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden)
     base = LayerShape(
@@ -55,6 +76,10 @@ def shape_from_hf_config(config: Mapping[str, Any], name: str = "") -> ModelShap
         nope_dim=number("qk_nope_head_dim", default=0),
         v_head_dim=number("v_head_dim", default=0),
     )
+    if not 1 <= base.kv_heads <= heads or heads % base.kv_heads:
+        raise InvalidInput(f"config of {name}", f"{base.kv_heads} key/value heads do not divide {heads} heads", _NEXT)
+    if base.is_mla and not (base.rope_dim and base.nope_dim and base.v_head_dim):
+        raise InvalidInput(f"config of {name}", "kv_lora_rank is given without its head dimensions", _NEXT)
     layers = [base] * count
     if experts:
         width = number("moe_intermediate_size", "expert_intermediate_size", default=intermediate)
@@ -68,11 +93,13 @@ def shape_from_hf_config(config: Mapping[str, Any], name: str = "") -> ModelShap
             moe_intermediate=width,
             shared_experts=shared,
         )
+        if not 1 <= moe.experts_per_token <= experts:
+            raise InvalidInput(f"config of {name}", f"{moe.experts_per_token} of {experts} experts are chosen", _NEXT)
         dense = number("first_k_dense_replace", default=0)
         every = number("interleave_moe_layer_step", "decoder_sparse_step", default=1) or 1
-        only = set(config.get("mlp_only_layers") or ())
+        only = _list(name, config, "mlp_only_layers")
         layers = [base if i < dense or i in only or (i + 1) % every else moe for i in range(count)]
-    layers = _windows(config, layers)
+    layers = _windows(name, config, layers)
     return ModelShape(
         name=name,
         layers=tuple(layers),
@@ -80,31 +107,49 @@ def shape_from_hf_config(config: Mapping[str, Any], name: str = "") -> ModelShap
         vocab=number("vocab_size"),
         tied_embeddings=bool(config.get("tie_word_embeddings", outer.get("tie_word_embeddings", False))),
         max_context=number("max_position_embeddings", "n_positions", default=2048),
-        weights=_weights(outer, config),
+        weights=_weights(name, outer, config),
     )
 
 
-def _windows(config: Mapping[str, Any], layers: list[LayerShape]) -> list[LayerShape]:
+def _count(name: str, key: str, value: object) -> int:
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and 0 <= number <= _MOST and number == int(number)):
+        raise InvalidInput(f"config of {name}", f"{key} is {value!r}, not a count", _NEXT)
+    return int(number)
+
+
+def _list(name: str, config: Mapping[str, Any], key: str) -> list[Any]:
+    value = config.get(key) or []
+    if not isinstance(value, list):
+        raise InvalidInput(f"config of {name}", f"{key} is no list", _NEXT)
+    return value
+
+
+def _windows(name: str, config: Mapping[str, Any], layers: list[LayerShape]) -> list[LayerShape]:
     window = config.get("sliding_window")
     if not window or config.get("use_sliding_window") is False:
         return layers
-    kinds = config.get("layer_types")
+    window = _count(name, "sliding_window", window)
+    kinds = _list(name, config, "layer_types")
     pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+    if kinds and len(kinds) != len(layers):
+        raise InvalidInput(f"config of {name}", f"layer_types names {len(kinds)} of {len(layers)} layers", _NEXT)
     if kinds:
         local = [kind == "sliding_attention" for kind in kinds]
     elif pattern:
-        local = [(i + 1) % int(pattern) != 0 for i in range(len(layers))]
+        every = _count(name, "sliding_window_pattern", pattern)
+        local = [(i + 1) % every != 0 for i in range(len(layers))]
     elif config.get("model_type") == "gemma2":
         local = [i % 2 == 0 for i in range(len(layers))]
     else:
         local = [True] * len(layers)
-    return [
-        replace(shape, window=int(window)) if is_local else shape for shape, is_local in zip(layers, local, strict=True)
-    ]
+    return [replace(shape, window=window) if is_local else shape for shape, is_local in zip(layers, local, strict=True)]
 
 
-def _weights(outer: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _weights(name: str, outer: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     quant = outer.get("quantization_config") or config.get("quantization_config") or {}
+    if not isinstance(quant, Mapping):
+        raise InvalidInput(f"config of {name}", "quantization_config is no object", _NEXT)
     method = str(quant.get("quant_method", "")).lower()
     bits = quant.get("bits") or quant.get("w_bit")
     if method in ("fp8", "fbgemm_fp8") or "fp8" in str(quant.get("quant_algo", "")).lower():
@@ -114,6 +159,17 @@ def _weights(outer: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if method == "mxfp4" or "fp4" in str(quant.get("quant_algo", "")).lower():
         return "mxfp4"
     if method == "compressed-tensors":
-        return "fp8" if "float" in str(quant) else "int8"
+        return _compressed(quant)
     dtype = str(outer.get("torch_dtype") or outer.get("dtype") or config.get("torch_dtype") or config.get("dtype"))
     return "fp16" if dtype.endswith("float16") and "bfloat" not in dtype else "bf16"
+
+
+def _compressed(quant: Mapping[str, Any]) -> str:
+    """Type of the weights of a compressed-tensors checkpoint, by the first group that states one."""
+    groups = quant.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            family = "fp" if weights.get("type") == "float" else "int"
+            return {"fp4": "mxfp4", "fp8": "fp8", "int4": "int4"}.get(f"{family}{weights.get('num_bits')}", "int8")
+    return "fp8" if "float" in str(quant) else "int8"

@@ -73,6 +73,17 @@ def test_a_text_tower_inside_a_multimodal_config_is_found() -> None:
         ({"quant_method": "fp8"}, "fp8"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "mxfp4"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "int"}}}},
+            "int4",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float"}}},
+            },
+            "fp8",
+        ),
     ],
 )
 def test_quantized_checkpoints_are_recognised(quantization: dict[str, Any], weights: str) -> None:
@@ -88,6 +99,21 @@ def test_quantized_checkpoints_are_recognised(quantization: dict[str, Any], weig
         ({"num_attention_heads": -4}, "num_attention_heads"),
         ({"num_hidden_layers": "eighty"}, "num_hidden_layers"),
         ({"vocab_size": 1.5}, "vocab_size"),
+        ({"hidden_size": float("nan")}, "hidden_size"),
+        ({"hidden_size": float("inf")}, "hidden_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**6}, "more than any model"),
+        ({"num_key_value_heads": 7}, "do not divide 64 heads"),
+        ({"num_key_value_heads": 0}, "do not divide 64 heads"),
+        ({"num_experts": 8, "num_experts_per_tok": 20, "moe_intermediate_size": 100}, "20 of 8 experts"),
+        ({"num_experts": 8, "mlp_only_layers": 3}, "mlp_only_layers"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank"),
+        ({"sliding_window": -5}, "sliding_window"),
+        ({"sliding_window": 128, "sliding_window_pattern": "six"}, "sliding_window_pattern"),
+        ({"sliding_window": 128, "layer_types": ["full_attention"]}, "1 of 80 layers"),
+        ({"quantization_config": "fp8"}, "quantization_config"),
+        ({"model_type": "bert"}, "bert"),
+        ({"is_encoder_decoder": True}, "no decoder"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(change: dict[str, Any], named: str) -> None:
