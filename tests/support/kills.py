@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,11 +192,10 @@ class KillTrial:
 
     def _undisturbed(self) -> dict[str, dict[str, Any]]:
         workers = f"--workers={self.engine.undisturbed_workers}"
-        child = self.start(self.command("store-undisturbed", "out-undisturbed", workers))
-        out, _ = child.communicate()
+        with self.start(self.command("store-undisturbed", "out-undisturbed", workers)) as child, _ended(child):
+            child.communicate()
         if child.returncode != 0:
             raise AssertionError(f"the undisturbed run failed with {child.returncode}: {self.log_tail()}")
-        del out
         return self.outputs("out-undisturbed")
 
     def log_tail(self) -> str:
@@ -224,25 +223,29 @@ class KillTrial:
     def round(self, name: str, budget: int, *more: str) -> dict[str, Any]:
         """One job to its end, with up to `budget` kills on the way; returns the last command's summary."""
         command = self.command(f"store-{name}", f"out-{name}", f"--rerun={name}", *more)
-        child = self.start(command)
         before = self.kills.total
-        next_kill_s = time.monotonic() + self._wait_s()
-        victim, in_the_middle = self._choose()
-        while True:
-            status = child.poll()
-            if status is not None:
-                out = child.stdout.read() if child.stdout is not None else b""
-                if status in (0, 3):
-                    break
-                if status != -signal.SIGKILL:
-                    raise AssertionError(f"the command failed with {status}: {self.log_tail()}")
-                child = self.start(command)
-            due = time.monotonic() >= next_kill_s and self.kills.total - before < budget
-            if due and (not in_the_middle or self._generating(name)) and self._kill(victim, child):
-                victim, in_the_middle = self._choose()
-                next_kill_s = time.monotonic() + self._wait_s()
-            time.sleep(0.02)
-        summary: dict[str, Any] = json.loads(out)
+        with contextlib.ExitStack() as started:
+
+            def start() -> subprocess.Popen[bytes]:
+                child = started.enter_context(self.start(command))
+                started.enter_context(_ended(child))
+                return child
+
+            child = start()
+            next_kill_s = time.monotonic() + self._wait_s()
+            victim, in_the_middle = self._choose()
+            while (status := child.poll()) not in (0, 3):
+                if status is not None:
+                    if status != -signal.SIGKILL:
+                        raise AssertionError(f"the command failed with {status}: {self.log_tail()}")
+                    child = start()
+                due = time.monotonic() >= next_kill_s and self.kills.total - before < budget
+                if due and (not in_the_middle or self._generating(name)) and self._kill(victim, child):
+                    victim, in_the_middle = self._choose()
+                    next_kill_s = time.monotonic() + self._wait_s()
+                time.sleep(0.05)
+            assert child.stdout is not None
+            summary: dict[str, Any] = json.loads(child.stdout.read())
         self.interruptions += summary["interruptions"]
         self.resumed_rows += summary["resumed_rows"]
         return summary
@@ -282,6 +285,7 @@ class KillTrial:
                 targets = [command]
             case _:
                 targets = [command, *tree]
+        targets = [process for process in targets if _lives(process)]
         if not targets:
             return False
         if victim in ("worker", "engine"):
@@ -311,15 +315,36 @@ class KillTrial:
         manifest = json.loads((self.directory / f"out-{name}" / "_manifest.json").read_text())
         assert manifest["state"] == "COMPLETED_WITH_REJECTS"
 
-    def survivors(self) -> list[str]:
-        """Command lines of processes of this trial that still run."""
-        marks = (str(self.directory),)
-        found = []
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            line = " ".join(process.info["cmdline"] or ())
-            if process.pid != os.getpid() and "shuntserve" in line and any(mark in line for mark in marks):
-                found.append(line)
-        return found
+    def survivors(self, within_s: float = 60.0) -> list[str]:
+        """Command lines of processes of this trial that still run when everything has had time to notice its end."""
+        deadline_s = time.monotonic() + within_s
+        while True:
+            left = [process for process in psutil.process_iter() if self._writes_here(process)]
+            if not left or time.monotonic() >= deadline_s:
+                return [" ".join(process.cmdline()) for process in left if _lives(process)]
+            time.sleep(0.2)
+
+    def _writes_here(self, process: psutil.Process) -> bool:
+        """Whether its output goes to this trial's directory: true of all its processes, whatever they call themselves,
+        and of nobody else's."""
+        with contextlib.suppress(OSError):
+            return Path(os.readlink(f"/proc/{process.pid}/fd/2")).is_relative_to(self.directory)
+        return False
+
+
+@contextlib.contextmanager
+def _ended(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The child does not outlive the block; in a trial that goes well it has ended before."""
+    try:
+        yield
+    finally:
+        child.kill()
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _runs(process: psutil.Process, module: str) -> bool:
