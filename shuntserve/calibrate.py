@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,11 @@ def read_measurements(path: Path) -> list[Measurement]:
     """
     if not path.is_file():
         raise NotFound(f"measurements {path}", "there is no such file", "name a CSV")
-    with path.open(newline="", encoding="utf-8") as handle:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"measurements {path}", "it is no text", "give a CSV in UTF-8") from error
+    with io.StringIO(text, newline="") as handle:
         reader = csv.DictReader(handle)
         names = reader.fieldnames or []
         missing = [name for name in REQUIRED if name not in names]
@@ -114,6 +119,22 @@ def _measurement(path: Path, line: int, row: Mapping[str, str]) -> Measurement:
         batch=int(number("batch")) if row.get("batch") else None,
         label=f"line {line}",
     )
+
+
+def usable(catalog: Catalog, measurements: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
+    """Those the estimator has an answer to, and why not the others. Raises `NotFound` for a name nobody knows."""
+    kept: list[Measurement] = []
+    reasons: list[str] = []
+    for measurement in measurements:
+        try:
+            predict(catalog, measurement)
+        except NotFound:
+            raise
+        except InvalidInput as error:
+            reasons.append(f"{measurement.label}: {error}")
+        else:
+            kept.append(measurement)
+    return kept, reasons
 
 
 def write_calibration(directory: Path, values: Mapping[Cell, float]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,12 +29,15 @@ def calibrate(
     Only the few physical parameters of the catalogue move (host times, link bandwidths, achieved rates), each only as
     far as the measurements say something about it. `estimate` and `plan` use the result from then on.
     """
-    from shuntserve.calibrate import centred, fit_tables, log_error, read_measurements, write_calibration
+    from shuntserve.calibrate import centred, fit_tables, log_error, read_measurements, usable, write_calibration
     from shuntserve.catalog import catalog_from, load_parameters, load_tables, user_directory, with_user_tables
     from shuntserve.core.parameters import cell_values
+    from shuntserve.errors import InvalidInput
 
-    rows = read_measurements(measurements)
     tables = load_tables() if reset else with_user_tables(load_tables(), user_directory())
+    rows, unusable = usable(catalog_from(tables), read_measurements(measurements))
+    if not rows:
+        raise InvalidInput(f"measurements {measurements}", f"none can be used; {unusable[0]}", "correct the rows")
     parameters = centred(tables, load_parameters())
     before = [log_error(catalog_from(tables), row) for row in rows]
     fitted = fit_tables(tables, parameters, rows)
@@ -49,11 +53,14 @@ def calibrate(
     path = None if dry_run else write_calibration(user_directory(), cells)
     report = {
         "rows": len(rows),
+        "unused": unusable,
         "mean_error_before": sum(map(abs, before)) / len(rows),
         "mean_error_after": sum(map(abs, after)) / len(rows),
         "parameters": {name: {"from": a, "to": b, "meaning": text} for name, (a, b, text) in changed.items()},
         "kept_in": str(path) if path else None,
     }
+    for reason in unusable:
+        print(f"not used: {reason}", file=sys.stderr)
     if as_json:
         print(json.dumps(report, indent=1))
         return

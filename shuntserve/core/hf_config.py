@@ -11,7 +11,7 @@ from shuntserve.core.model_shape import LayerShape, ModelShape
 from shuntserve.errors import InvalidInput
 
 _ENCODERS = frozenset(
-    [
+    (
         "bert",
         "roberta",
         "xlm-roberta",
@@ -24,7 +24,7 @@ _ENCODERS = frozenset(
         "bart",
         "whisper",
         "clip",
-    ]
+    )
 )
 _MOST = 10**8
 _MOST_LAYERS = 2000

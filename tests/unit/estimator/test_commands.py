@@ -255,6 +255,25 @@ def test_a_calibration_is_kept_and_used(home: Path, tmp_path: Path) -> None:
     assert estimated(*arguments)["throughput_rps"] < 0.8 * before
 
 
+def test_measurements_of_what_cannot_be_are_left_out_by_name(home: Path, tmp_path: Path) -> None:
+    """Nine GPUs of a machine with one: the row is named and not used; when no row is left, nothing is fitted."""
+    header = "model,place,tp,prompt_tokens,output_tokens,batch,requests_per_s\n"
+    good, bad = "Qwen3-8B,g6.xlarge,1,500,200,8,0.5\n", "Qwen3-8B,g6.xlarge,9,500,200,8,0.5\n"
+    (tmp_path / "some.csv").write_text(header + good + bad)
+    (tmp_path / "none.csv").write_text(header + bad)
+    (tmp_path / "bytes.csv").write_bytes(b"\xa2\xff")
+
+    report = json.loads(invoke("calibrate", str(tmp_path / "some.csv"), "--dry-run", "--json").stdout)
+
+    assert report["rows"] == 1
+    assert report["unused"][0].startswith("line 3: ")
+    with pytest.raises(InvalidInput, match=r"none can be used; line 2"):
+        invoke("calibrate", str(tmp_path / "none.csv"))
+    with pytest.raises(InvalidInput, match="no text"):
+        invoke("calibrate", str(tmp_path / "bytes.csv"))
+    assert not home.exists()
+
+
 def catalog_cache_clear() -> None:
     """A new process would read the tables anew."""
     from shuntserve.catalog import load_catalog
