@@ -74,7 +74,7 @@ class _Evolution:
         people = self._founders(max(population, ELITE + 1))
         for _ in range(generations):
             ranked = sorted(people, key=self._fitness, reverse=True)
-            children = [self._child(ranked) for _ in range(len(people) - ELITE)]
+            children = [self._child(ranked) for _ in range(max(population, ELITE + 1) - ELITE)]
             people = ranked[:ELITE] + children
         return max(people, key=self._fitness)
 
@@ -111,12 +111,17 @@ class _Evolution:
     # --- where genomes come from ---
 
     def _founders(self, population: int) -> list[Genome]:
-        """All machines in one group, each type in its own, then chance."""
+        """All machines in one group, each type in its own, each type alone, then chance."""
         names = [self.pools[place.pool].instance_type for place in self.machines]
         types = list(dict.fromkeys(names))
         people = [
             tuple(self._whole(machine, 1) for machine in range(len(names))),
             tuple(self._whole(machine, 1 + types.index(name)) for machine, name in enumerate(names)),
+        ]
+        people += [
+            tuple(self._whole(machine, 1 if name == alone else IDLE) for machine, name in enumerate(names))
+            for alone in types
+            if len(types) > 1
         ]
         while len(people) < population:
             groups = self.random.randint(1, max(1, len(names)))
