@@ -143,9 +143,7 @@ def test_the_page_draws_every_stage_and_loads_nothing(tmp_path: Path) -> None:
 )
 def test_bad_requests_are_told_what_to_change(arguments: list[str], said: str) -> None:
     """Each gets an error that names the thing and the way out, and never a plan."""
-    merged = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
-    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
-        merged[option] = value
+    merged = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | dict(zip(arguments[::2], arguments[1::2], strict=True))
     with pytest.raises(ShuntServeError) as error:
         run(*(part for pair in merged.items() for part in pair))
     assert said in str(error.value)
