@@ -149,7 +149,7 @@ class KillTrial:
                     records[index]["sampling_params"] = '{"temprature": 1}'
                 case "duplicate_id":
                     records[index]["request_id"] = records[next(i for i in range(index) if i not in bad)]["request_id"]
-        marked = next(index for index in range(rows // 2, rows) if index not in bad)
+        marked = next(index for index in range(rows // 2 - 4, rows) if index not in bad)
         records[marked]["prompt"] = markers.marked_text(records[marked]["prompt"], markers.ABORT)
         path = self.directory / "prompts.parquet"
         pq.write_table(pa.Table.from_pylist(records), path)
