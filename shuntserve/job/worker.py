@@ -328,4 +328,5 @@ class WorkerLoop:
         self._start_engine_at_s = self._now_s + delays[min(self._failed_starts, len(delays) - 1)]
         self._failed_starts += 1
         if loss.kind is LossKind.INVALID or self._failed_starts >= self.config.engine_start_attempts:
-            self._fail(InvalidInput("engine", f"does not start: {loss.detail}", "see the engine's log"))
+            next_step = "" if loss.kind is LossKind.INVALID else "see the engine's log"  # the detail says what to do
+            self._fail(InvalidInput("engine", f"does not start: {loss.detail}", next_step))
