@@ -204,6 +204,7 @@ class _Search:
             question = self.questions[number]
             size = len(question.kinds)
             kinds[i, :size], positions[i, :size], counts[i, :size] = question.kinds, question.positions, question.counts
+            kinds[i, size:] = question.kinds[0]  # none of it, but of a kind whose times are known here
         hops = {number: self._hops(regimes, self.questions[number]) for number in set(questions)}
         total = np.array([hops[number][0][i] for number, i in zip(questions, index, strict=True)])
         longest = np.array([hops[number][1][i] for number, i in zip(questions, index, strict=True)])

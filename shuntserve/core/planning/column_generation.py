@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,9 @@ TARGETS = (1.06, 1.02)
 """θ at which a round's pricing stops cutting; the last one is the caller's."""
 FEW_CELLS, MOST_CELLS = 6_000, 400_000
 WANTED = 50
+STEP = 0.5
+"""How far from the centre towards the latest duals pipelines are priced."""
+PRIOR_STAGES, PRIOR_SEATS = (2, 4, 8, 16), (8, 32, 64, 128, 256)
 LEAST_PRICE = 0.2
 """Least slot price as a share of the mean one, in tolerances: what a pool with more than enough charges for its stages.
 It lifts the bound by less than this share and spares the search pipelines of next to nothing for next to nothing.
@@ -46,6 +49,10 @@ class Pond:
 
     workshop: Workshop
     columns: dict[Counts, Column] = field(default_factory=dict)
+    pricer: Pricer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pricer = Pricer(self.workshop)
 
     def look(self, wanted: Iterable[Counts], floors: Sequence[float] | None = None) -> list[Column]:
         """Build what is not known yet; the new columns worth more than their floors."""
@@ -83,7 +90,7 @@ class Relaxation:
         self, pond: Pond, zones: Sequence[Sequence[int]], data: MasterData, goal: Goal, limits: Limits
     ) -> None:
         self.pond, self.zones, self.data, self.goal, self.limits = pond, zones, data, goal, limits
-        self.pricer = Pricer(pond.workshop)
+        self.pricer = pond.pricer
         self.master = Master(data, goal, limits)
         self.numbers: list[Column] = []
         for column in pond.columns.values():
@@ -93,35 +100,67 @@ class Relaxation:
         self.numbers.append(column)
         self.master.add(column.master)
 
-    def refresh(self) -> None:
-        """Take up columns that others added to the pond."""
-        known = {column.counts for column in self.numbers}
-        for counts, column in self.pond.columns.items():
-            if counts not in known:
-                self._add(column)
-
     def solve(self, tolerance: float, out_of_time: Callable[[], bool]) -> Relaxed:
-        """Generate columns until the bound is within `tolerance` of the linear programme, or time is up."""
+        """Generate columns until the bound is within `tolerance` of the linear programme, or time is up.
+
+        Dual prices swing widely while few pipelines are known. So pipelines are priced between the latest duals and
+        those of the best bound so far; when that finds nothing new, at the latest duals themselves.
+        """
         best, theta, rounds, cells = math.inf, math.inf, 0, 0
         targets = [*(target for target in TARGETS if target > 1 + 2 * tolerance), 1 + tolerance]
-        duals: LpDuals | None = None
+        centre, step = self._prior(), STEP
         while True:
             lp = self.master.solve_lp()
             if not lp.feasible:
                 return Relaxed(False, -math.inf, -math.inf, math.inf, lp.duals, rounds, cells)
-            raised = lp.duals.lifted(self._least_price(lp, LEAST_PRICE * tolerance))
+            least = self._least_price(lp, LEAST_PRICE * tolerance)
+            latest = lp.duals.lifted(least)
+            if centre is None:
+                step = 1.0
+            priced = (
+                latest if centre is None or step == 1 else self._scaled(centre, lp).towards(latest, step).lifted(least)
+            )
+            last = len(targets) == 1 and step == 1
             quote = self.pricer.quote(
-                self.zones, self._prices(raised), targets[0], MOST_CELLS if len(targets) == 1 else FEW_CELLS, WANTED
+                self.zones, self._prices(priced), targets[0], MOST_CELLS if last else FEW_CELLS, WANTED
             )
             rounds, cells = rounds + 1, cells + quote.cells
-            bound = raised.bound(self.data, self.goal, self.limits, quote.theta)
+            bound = priced.bound(self.data, self.goal, self.limits, quote.theta)
             if bound < best:
-                best, theta, duals = bound, quote.theta, raised
-            new = self._grow(quote.counts, raised)
-            if best <= lp.objective * (1 + tolerance) or out_of_time() or (not new and len(targets) == 1):
-                return Relaxed(True, lp.objective, best, theta, duals or raised, rounds, cells)
-            if not new or (len(targets) > 1 and quote.theta <= targets[0] * 1.001):
-                targets = targets[1:] if len(targets) > 1 else targets
+                best, theta, centre = bound, quote.theta, priced
+            new = self._grow(quote.counts, latest)
+            if best <= lp.objective * (1 + tolerance) or out_of_time() or (not new and last):
+                return Relaxed(True, lp.objective, best, theta, centre or latest, rounds, cells)
+            settled = quote.theta <= targets[0] * 1.001
+            if len(targets) > 1 and (settled or (not new and step == 1)):
+                targets = targets[1:]
+            step = STEP if new else 1.0
+
+    def _prior(self) -> LpDuals | None:
+        """What a GPU of each pool could be worth: requests/s of balanced stages on its kind. None where dollars count."""
+        if self.goal.per_usd or self.limits.lines or self.limits.share < 1:
+            return None
+        times = self.pond.workshop.times
+        stages, each = (grid.ravel() for grid in np.meshgrid(PRIOR_STAGES, PRIOR_SEATS))
+        regimes = times.regimes(stages, (stages * each).astype(float), (stages * each).astype(float))
+        value = regimes.work[:, None] / (times.layers * regimes.layer_s * np.array([kind.tp for kind in times.kinds]))
+        per_gpu = np.where(regimes.room[:, MIDDLE] >= 1, value, 0.0).max(axis=0)
+        slot = np.zeros(len(self.data.rows))
+        for number, row in enumerate(self.data.rows):
+            name = self.data.pools[row.pool].instance_type
+            if row.block == 1:
+                slot[number] = max(
+                    (per_gpu[k] for k, kind in enumerate(times.kinds) if kind.instance_type == name), default=0.0
+                )
+        quotas = np.zeros(len(self.limits.quotas))
+        return LpDuals(slot, np.zeros(0), quotas, np.zeros(len(self.data.pools)))
+
+    def _scaled(self, duals: LpDuals, lp: LpSolution) -> LpDuals:
+        """The same, worth as much over all pools as the linear programme's optimum where only slots are priced."""
+        if duals.line.any() or duals.quota.any() or self.goal.per_usd:
+            return duals
+        worth = duals.bound(self.data, self.goal, self.limits, 1.0)
+        return replace(duals, slot=duals.slot * (lp.objective / worth)) if worth > 0 and lp.objective > 0 else duals
 
     def quote(self, duals: LpDuals, target: float) -> Quote:
         """Price pipelines at these duals, to the end."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import highspy
 import numpy as np
@@ -117,6 +117,13 @@ class LpDuals:
     line: np.ndarray  # per fleet line
     quota: np.ndarray  # per quota
     share: np.ndarray  # per pool (zeros when there is no cap)
+
+    def towards(self, other: LpDuals, step: float) -> LpDuals:
+        """Between these (0) and the other ones (1)."""
+        mixed = {
+            item.name: (1 - step) * getattr(self, item.name) + step * getattr(other, item.name) for item in fields(self)
+        }
+        return LpDuals(**mixed)
 
     def lifted(self, least: float) -> LpDuals:
         """The same with no slot for nothing: prices may always be raised, the bound then rises with them."""
