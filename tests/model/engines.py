@@ -67,7 +67,7 @@ class EngineWorld:
             self.bucket.delete(info.key)
         self.job = put_plain_job(self.bucket, profile.chunks, profile.rows)
         self.page = next(iter(self.job.pages))
-        self.poison = {(self.job.chunks[chunk].chunk, row % profile.rows) for chunk, row in poison}
+        self.poison = {(self.job.chunks[chunk % profile.chunks].chunk, row % profile.rows) for chunk, row in poison}
         self.workers = [EngineWorker(number) for number in range(profile.workers)]
         self.kills = 0
         self._unlucky = 0
@@ -203,6 +203,8 @@ class EngineWorld:
     def run_calmly(self, rounds: int) -> None:
         """Engines crash by poison alone, and everybody does what a worker does, until all is committed."""
         for _ in range(rounds):
+            if self.finished:
+                return
             for worker in self.workers:
                 for chunk, epoch in list(self.candidates(worker))[:1]:
                     self.take(worker, chunk, epoch)
@@ -212,5 +214,8 @@ class EngineWorld:
                         self.finish(worker, row)
                 else:
                     self.crash(worker)
-        if any(worker.held for worker in self.workers) or any(self.candidates(self.workers[0])):
-            raise Broken(FINISHES, "not every chunk is committed long after the last misfortune")
+        raise Broken(FINISHES, "not every chunk is committed long after the last misfortune")
+
+    @property
+    def finished(self) -> bool:
+        return all(self.bucket.head(keys.result(JOB, ref.chunk)) is not None for ref in self.job.chunks)

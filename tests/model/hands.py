@@ -309,11 +309,11 @@ class World:
         """Make durable what is not; `giving_up` says what a failure leads to."""
         tenure = hold.tenure
         if hold.pending is None:
-            entries = tenure.gains()
-            if not entries:
+            gains = tenure.gains()
+            if not gains:
                 return
             tenure.snapshot_written()
-            hold.pending = (keys.checkpoint(JOB, tenure.chunk, tenure.epoch, tenure.next_checkpoint), entries)
+            hold.pending = (keys.checkpoint(JOB, tenure.chunk, tenure.epoch, tenure.next_checkpoint), gains)
             tenure.next_checkpoint += 1
         key, entries = hold.pending
         try:

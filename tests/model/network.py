@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 from shuntserve.core.create import Settle
@@ -143,7 +143,7 @@ class _Wire(Bucket):
     def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
         return self._bucket.list(prefix, start_after=start_after)
 
-    def list_dirs(self, prefix: str) -> list[str]:
+    def list_dirs(self, prefix: str) -> Sequence[str]:
         return self._bucket.list_dirs(prefix)
 
     def delete(self, key: str) -> None:
