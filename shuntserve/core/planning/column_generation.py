@@ -137,7 +137,7 @@ class Relaxation:
             step = STEP if new else 1.0
 
     def _prior(self) -> LpDuals | None:
-        """What a GPU of each pool could be worth: requests/s of balanced stages on its kind. None where dollars count."""
+        """What a GPU of each pool could be worth: requests/s of balanced stages on it. None where dollars count."""
         if self.goal.per_usd or self.limits.lines or self.limits.share < 1:
             return None
         times = self.pond.workshop.times

@@ -40,7 +40,10 @@ class Other:
 
 @dataclass(frozen=True)
 class Answer:
-    """Columns of the best fleet found, its merit, and what no fleet's merit exceeds."""
+    """Columns of the best fleet found, its merit, and what no fleet's merit exceeds.
+
+    `alternatives` are fleets that may turn out better once their stages stand on machines.
+    """
 
     columns: tuple[Column, ...]
     merit: float
@@ -48,6 +51,7 @@ class Answer:
     method: str
     one_more_rps: tuple[float, ...]
     runners_up: tuple[Other, ...] = ()
+    alternatives: tuple[tuple[Column, ...], ...] = ()
 
     @classmethod
     def nothing(cls, pools: int, bound: float = 0.0) -> Answer:

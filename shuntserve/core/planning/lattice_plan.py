@@ -8,9 +8,9 @@ import numpy as np
 
 from shuntserve.core.planning.columns import Column, Workshop
 from shuntserve.core.planning.fleet_search import Answer, Other, one_more
-from shuntserve.core.planning.lattice import Judge, Lattice, LatticeSearch
+from shuntserve.core.planning.lattice import Found, Judge, Lattice, LatticeSearch
 from shuntserve.core.planning.master import Quota
-from shuntserve.core.planning.multisets import enumerate_multisets
+from shuntserve.core.planning.multisets import Multisets, enumerate_multisets
 from shuntserve.core.planning.objectives import Objective
 
 RUNNERS_UP = 3
@@ -33,7 +33,8 @@ def lattice_answer(
     machines = lattice.machines()
     usd = machines @ np.array([pool.usd_per_h for pool in workshop.pools])
     allowed = _within_quotas(machines, quotas, vcpus)
-    search = LatticeSearch(workshop, multisets, _judge(objective, usd, allowed))
+    judge = _judge(objective, usd, allowed)
+    search = LatticeSearch(workshop, multisets, judge)
     found = search.run(tolerance, out_of_time)
     if found.merit <= 0:
         return Answer.nothing(len(workshop.pools), found.bound)
@@ -53,7 +54,34 @@ def lattice_answer(
         method="exact search over all multisets of stages",
         one_more_rps=one_more(workshop, found.known),
         runners_up=tuple(sorted(others, key=lambda other: -other.merit)),
+        alternatives=_aligned(workshop, multisets, judge, found, tolerance, out_of_time),
     )
+
+
+def _aligned(
+    workshop: Workshop,
+    multisets: Multisets,
+    judge: Judge,
+    found: Found,
+    tolerance: float,
+    out_of_time: Callable[[], bool],
+) -> tuple[tuple[Column, ...], ...]:
+    """The best plan of pipelines that fill machines or take a power of two of one's GPUs, so that none straddles two.
+
+    Only looked for where the plan found has others.
+    """
+    lattice = Lattice(workshop)
+    taken = np.stack(np.unravel_index(lattice.taken(multisets.counts), lattice.shape), axis=1)
+    rest = taken % np.array(lattice.gpus)
+    fits = ((rest & (rest - 1)) == 0).all(axis=1)
+    wanted = {column.counts for column in found.columns}
+    others = np.flatnonzero(~fits)
+    if not fits.any() or not any(multisets.counts_of(int(row)) in wanted for row in others):
+        return ()
+    rows = np.flatnonzero(fits)
+    kept = Multisets(multisets.counts[rows], multisets.bound_rps[rows])
+    aligned = LatticeSearch(workshop, kept, judge).run(tolerance, out_of_time)
+    return (aligned.columns,) if aligned.merit > 0 else ()
 
 
 def _distinct(columns: Sequence[Column]) -> list[int]:

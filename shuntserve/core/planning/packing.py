@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shuntserve.core.planning.columns import Column, Place, Workshop
 from shuntserve.core.planning.stage_times import Seat
+
+Loads = dict[tuple[int, int], list[tuple[int, int]]]
+"""(column, its machine) -> (GPUs, stage) of each stage there."""
 
 
 @dataclass(frozen=True)
@@ -23,28 +27,63 @@ class Placed:
         return self.stages == self.column.stages
 
 
-def packed(workshop: Workshop, columns: Sequence[Column]) -> tuple[Placed, ...]:
-    """Machines for all stages, as few as their GPUs allow.
+def packed(workshop: Workshop, columns: Sequence[Column], tight: bool) -> tuple[Placed, ...]:
+    """Machines for all stages.
 
-    First whole loads (what a pipeline has on one machine) are packed, largest first, each where it fits best. If that
-    takes more machines than counting GPUs says, loads are taken apart: parts of powers of two always pack.
+    What a pipeline has on one machine stays together where the pool has enough machines for that. If it has not, or
+    with `tight`, only the fewest machines that hold the GPUs are used, and what does not fit into one is taken apart:
+    parts of powers of two always pack.
     """
     where: dict[tuple[int, int, int], int] = {}  # (column, pool, its machine) -> machine
     apart: dict[int, dict[tuple[int, int], int]] = {}  # pool -> (column, stage) -> machine
     for pool in sorted({pool for column in columns for pool in column.pools}):
-        loads: dict[tuple[int, int], int] = {}
+        loads: Loads = {}
         for number, column in enumerate(columns):
-            for seat, place in zip(column.stages, column.places, strict=True):
+            for stage, (seat, place) in enumerate(zip(column.stages, column.places, strict=True)):
                 if place.pool == pool:
-                    key = (number, place.machine)
-                    loads[key] = loads.get(key, 0) + workshop.times.kinds[seat.kind].tp
+                    loads.setdefault((number, place.machine), []).append((workshop.times.kinds[seat.kind].tp, stage))
         gpus = next(row.per_machine for row in workshop.slots if row.pool == pool and row.block == 1)
-        whole = _best_fit(loads, gpus)
-        if max(whole.values()) < workshop.pools[pool].count:
+        whole = _best_fit({key: sum(tp for tp, _ in parts) for key, parts in loads.items()}, gpus)
+        used, fewest = max(whole.values()) + 1, _fewest(workshop, columns, pool)
+        if used <= (fewest if tight else workshop.pools[pool].count):
             where |= {(number, pool, machine): at for (number, machine), at in whole.items()}
         else:
-            apart[pool] = _by_parts(workshop, columns, pool, gpus)
+            apart[pool] = _tight(loads, gpus, fewest) or _by_parts(loads, gpus)
     return tuple(_placed(number, column, where, apart) for number, column in enumerate(columns))
+
+
+def _fewest(workshop: Workshop, columns: Sequence[Column], pool: int) -> int:
+    """Machines that hold all stages of a pool, by counting GPUs in blocks."""
+    total: dict[int, float] = {}
+    for column in columns:
+        for row, blocks in column.usage:
+            if workshop.slots[row].pool == pool:
+                total[row] = total.get(row, 0.0) + blocks
+    return max(math.ceil(blocks / workshop.slots[row].per_machine - 1e-9) for row, blocks in total.items())
+
+
+def _tight(loads: Loads, gpus: int, machines: int) -> dict[tuple[int, int], int] | None:
+    """Whole loads first, largest first, then the parts of those that fit nowhere; None when some part finds no room."""
+    free = [gpus] * machines
+    result: dict[tuple[int, int], int] = {}
+    left: list[tuple[int, int, int]] = []
+    for (number, _), parts in sorted(loads.items(), key=lambda item: (-sum(tp for tp, _ in item[1]), item[0])):
+        load = sum(tp for tp, _ in parts)
+        fitting = [(room, at) for at, room in enumerate(free) if room >= load]
+        if fitting:
+            at = min(fitting)[1]
+            free[at] -= load
+            result |= {(number, stage): at for _, stage in parts}
+        else:
+            left += [(-tp, number, stage) for tp, stage in parts]
+    for minus_tp, number, stage in sorted(left):
+        fitting = [(room, at) for at, room in enumerate(free) if room >= -minus_tp]
+        if not fitting:
+            return None
+        at = min(fitting)[1]
+        free[at] += minus_tp
+        result[number, stage] = at
+    return result
 
 
 def _best_fit(loads: dict[tuple[int, int], int], gpus: int) -> dict[tuple[int, int], int]:
@@ -62,18 +101,13 @@ def _best_fit(loads: dict[tuple[int, int], int], gpus: int) -> dict[tuple[int, i
     return result
 
 
-def _by_parts(workshop: Workshop, columns: Sequence[Column], pool: int, gpus: int) -> dict[tuple[int, int], int]:
+def _by_parts(loads: Loads, gpus: int) -> dict[tuple[int, int], int]:
     """Largest parts first, those of one pipeline one after the other."""
-    parts = [
-        (-workshop.times.kinds[seat.kind].tp, number, place.machine, stage)
-        for number, column in enumerate(columns)
-        for stage, (seat, place) in enumerate(zip(column.stages, column.places, strict=True))
-        if place.pool == pool
-    ]
+    parts = [(-tp, number, machine, stage) for (number, machine), load in loads.items() for tp, stage in load]
     free: list[int] = []
     result = {}
     for minus_tp, number, _, stage in sorted(parts):
-        at = next((at for at, left in enumerate(free) if left >= -minus_tp), len(free))
+        at = next((at for at, room in enumerate(free) if room >= -minus_tp), len(free))
         if at == len(free):
             free.append(gpus)
         free[at] += minus_tp

@@ -169,19 +169,19 @@ def solve(request: PlanRequest, out_of_time: Callable[[], bool]) -> Answer:
 
 def _plan(request: PlanRequest, answer: Answer, solve_s: float) -> Plan:
     workshop = Workshop(request.times, request.pools, request.recovery_s)
-    pipelines = placed_pipelines(workshop, answer.columns)
-    machines = [0] * len(request.pools)
-    for pipeline in pipelines:
-        for stage in pipeline.stages:
-            machines[stage.pool] = max(machines[stage.pool], stage.machine + 1)
-    rps = sum(pipeline.throughput_rps for pipeline in pipelines)
-    usd = sum(number * pool.usd_per_h for number, pool in zip(machines, request.pools, strict=True))
-    merit = request.objective.merit(usd, rps)
+    # The search counts GPUs; only here it shows whether stages of one pipeline can share machines as it counted on.
+    standing = [
+        _Standing.of(request, placed_pipelines(workshop, columns, tight))
+        for columns in (answer.columns, *answer.alternatives, *(other.columns for other in answer.runners_up))
+        for tight in (False, True)
+    ]
+    best = max(standing, key=lambda each: each.merit)
+    pipelines, rps, usd, merit = best.pipelines, best.rps, best.usd, best.merit
     bound = max(answer.bound, merit)
     return Plan(
         request=request,
         pipelines=pipelines,
-        machines=tuple(machines),
+        machines=best.machines,
         throughput_rps=rps,
         usd_per_hour=usd,
         merit=merit,
@@ -197,10 +197,31 @@ def _plan(request: PlanRequest, answer: Answer, solve_s: float) -> Plan:
     )
 
 
-def placed_pipelines(workshop: Workshop, columns: Sequence[Column]) -> tuple[PlannedPipeline, ...]:
-    """The columns on numbered machines, best first, valued by the estimator as they stand there."""
+@dataclass(frozen=True)
+class _Standing:
+    """Pipelines on machines, and what they are worth there."""
+
+    pipelines: tuple[PlannedPipeline, ...]
+    machines: tuple[int, ...]
+    rps: float
+    usd: float
+    merit: float
+
+    @classmethod
+    def of(cls, request: PlanRequest, pipelines: tuple[PlannedPipeline, ...]) -> _Standing:
+        machines = [0] * len(request.pools)
+        for pipeline in pipelines:
+            for stage in pipeline.stages:
+                machines[stage.pool] = max(machines[stage.pool], stage.machine + 1)
+        rps = sum(pipeline.throughput_rps for pipeline in pipelines)
+        usd = sum(number * pool.usd_per_h for number, pool in zip(machines, request.pools, strict=True))
+        return cls(pipelines, tuple(machines), rps, usd, request.objective.merit(usd, rps))
+
+
+def placed_pipelines(workshop: Workshop, columns: Sequence[Column], tight: bool) -> tuple[PlannedPipeline, ...]:
+    """The columns on numbered machines, best first, valued by the estimator as they stand there; see `packed`."""
     result = []
-    for placed in packed(workshop, columns):
+    for placed in packed(workshop, columns, tight):
         kinds = workshop.times.kinds
         stages = tuple(
             PlannedStage(place.pool, place.machine, kinds[seat.kind], seat.layers)

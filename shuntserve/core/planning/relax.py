@@ -24,6 +24,9 @@ def no_plan(request: PlanRequest, solve: Solve) -> InvalidInput:
     unbound = replace(request.objective, name="throughput", hourly_usd=None, total_usd=None, deadline_s=None)
     free = replace(request, objective=unbound, quotas=(), share=1.0)
     answer = solve(free)
+    if answer.merit <= 0 and answer.bound > 0:
+        limit_s = request.time_limit_s
+        return InvalidInput(f"time limit {limit_s:g} s", "no plan was found in it", f"allow {max(60, 4 * limit_s):g} s")
     if answer.merit <= 0:
         return _does_not_fit(request)
     if request.share < 1.0 and solve(replace(free, share=request.share)).merit <= 0:
