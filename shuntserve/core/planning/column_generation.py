@@ -7,7 +7,7 @@ rounds come first, the last ones certify.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ WANTED = 50
 STEP = 0.5
 """How far from the centre towards the latest duals pipelines are priced."""
 PRIOR_STAGES, PRIOR_SEATS = (2, 4, 8, 16), (8, 32, 64, 128, 256)
+MOST_TWINS = 6
 LEAST_PRICE = 0.2
 """Least slot price as a share of the mean one, in tolerances: what a pool with more than enough charges for its stages.
 It lifts the bound by less than this share and spares the search pipelines of next to nothing for next to nothing.
@@ -121,9 +122,9 @@ class Relaxation:
                 latest if centre is None or step == 1 else self._scaled(centre, lp).towards(latest, step).lifted(least)
             )
             last = len(targets) == 1 and step == 1
-            quote = self.pricer.quote(
-                self.zones, self._prices(priced), targets[0], MOST_CELLS if last else FEW_CELLS, WANTED
-            )
+            most_cells = MOST_CELLS if last else FEW_CELLS
+            prices = self._prices(priced)
+            quote = self.pricer.quote(self.zones, prices, targets[0], most_cells, WANTED, out_of_time)
             rounds, cells = rounds + 1, cells + quote.cells
             bound = priced.bound(self.data, self.goal, self.limits, quote.theta)
             if bound < best:
@@ -162,9 +163,9 @@ class Relaxation:
         worth = duals.bound(self.data, self.goal, self.limits, 1.0)
         return replace(duals, slot=duals.slot * (lp.objective / worth)) if worth > 0 and lp.objective > 0 else duals
 
-    def quote(self, duals: LpDuals, target: float) -> Quote:
+    def quote(self, duals: LpDuals, target: float, out_of_time: Callable[[], bool]) -> Quote:
         """Price pipelines at these duals, to the end."""
-        return self.pricer.quote(self.zones, self._prices(duals), target, MOST_CELLS, WANTED)
+        return self.pricer.quote(self.zones, self._prices(duals), target, MOST_CELLS, WANTED, out_of_time)
 
     def _least_price(self, lp: LpSolution, share: float) -> float:
         total = sum(
@@ -185,9 +186,39 @@ class Relaxation:
                     stage[number] += price * (offer.gpus // row.block)
         return Prices(stage, duals.rps_weight(self.goal, self.limits), duals.share)
 
+    def _twins(self, counts: Counts, duals: LpDuals) -> Iterator[Counts]:
+        """The multiset itself, and the same with every offer replaced by its first, second … cheapest equal.
+
+        The pricing problem names only the cheapest of offers that do the same.
+        """
+        workshop = self.pond.workshop
+        yield counts
+        prices = self._prices(duals).stage
+        equals = []
+        for number, _ in counts:
+            offer = workshop.offers[number]
+            zone = workshop.pools[offer.pool].zone
+            same = [
+                other
+                for other, each in enumerate(workshop.offers)
+                if workshop.pools[each.pool].zone == zone
+                and workshop.times.kinds[each.kind].tp == offer.gpus
+                and each.machine_share == offer.machine_share
+                and workshop.times.no_slower(each.kind, offer.kind)
+            ]
+            equals.append(sorted(same, key=lambda other: prices[other]))
+        for rank in range(min(MOST_TWINS, max(map(len, equals)))):
+            taken: dict[int, int] = {}
+            for same, (_, stages) in zip(equals, counts, strict=True):
+                other = same[rank % len(same)]
+                taken[other] = taken.get(other, 0) + stages
+            if all(stages <= workshop.offers[other].most for other, stages in taken.items()):
+                yield tuple(sorted(taken.items()))
+
     def _grow(self, wanted: Sequence[Counts], duals: LpDuals) -> int:
         """Add those of the wanted multisets that are worth more than they cost; how many."""
-        fresh = [counts for counts in wanted if counts not in self.pond.columns]
+        every = dict.fromkeys(twin for counts in wanted for twin in self._twins(counts, duals))
+        fresh = [counts for counts in every if counts not in self.pond.columns]
         weight = duals.rps_weight(self.goal, self.limits)
         floors = []
         for counts in fresh:

@@ -114,6 +114,14 @@ class EstimatorTimes:
     def marks(self) -> np.ndarray:
         return np.concatenate((np.geomspace(1.0 / self._max_stages, 1.0, BELOW_ONE, endpoint=False), self._grid))
 
+    def no_slower(self, kind: int, than: int) -> bool:
+        return bool(
+            self._row[kind] == self._row[than]
+            and self._flow[kind] >= self._flow[than]
+            and self._sustained[kind] >= self._sustained[than]
+            and self._kinds[kind].machine_gpus == self._kinds[than].machine_gpus
+        )
+
     def most_seats(self, stages: int) -> float:
         return float(self.engine.max_seqs * stages)
 

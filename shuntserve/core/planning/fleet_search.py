@@ -156,7 +156,7 @@ class FleetSearch:
                 if row.block == 1:
                     slot[number] = slope * self.data.pools[row.pool].usd_per_h / row.per_machine
             free = LpDuals(slot, np.zeros(0), np.zeros(0), np.zeros(len(self.data.pools)))
-            quote = relaxation.quote(free, 1 + self.tolerance / 2)
+            quote = relaxation.quote(free, 1 + self.tolerance / 2, self.out_of_time)
             before = slope
             self.pond.look(quote.counts)
             slope = self._best_ratio()

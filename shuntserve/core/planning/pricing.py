@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,20 +111,23 @@ def _gpus(workshop: Workshop, pools: set[int]) -> int:
 
 
 def _entries(workshop: Workshop, pools: set[int], prices: Prices) -> tuple[Entry, ...]:
-    by_kind: dict[int, list[Entry]] = {}
-    for number, offer in enumerate(workshop.offers):
-        if offer.pool in pools:
-            risk = workshop.pools[offer.pool].losses_per_h / 3600.0 * workshop.recovery_s * offer.machine_share
-            entry = Entry(number, offer.kind, float(prices.stage[number]), risk, offer.machine_share)
-            by_kind.setdefault(offer.kind, []).append(entry)
+    """The offers of these pools that no other beats: cheaper or as cheap, as safe, and no slower."""
+    entries = [
+        Entry(
+            number,
+            offer.kind,
+            float(prices.stage[number]),
+            workshop.pools[offer.pool].losses_per_h / 3600.0 * workshop.recovery_s * offer.machine_share,
+            offer.machine_share,
+        )
+        for number, offer in enumerate(workshop.offers)
+        if offer.pool in pools
+    ]
     kept: list[Entry] = []
-    for entries in by_kind.values():
-        least_risk = math.inf
-        for entry in sorted(entries, key=lambda entry: (entry.price, entry.risk)):
-            if entry.risk < least_risk:
-                kept.append(entry)
-                least_risk = entry.risk
-    return tuple(kept)
+    for entry in sorted(entries, key=lambda entry: (entry.price, entry.risk, entry.offer)):
+        if not any(other.risk <= entry.risk and workshop.times.no_slower(other.kind, entry.kind) for other in kept):
+            kept.append(entry)
+    return tuple(sorted(kept, key=lambda entry: entry.offer))
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,20 @@ class Pricer:
     )
 
     def quote(
-        self, zones: Sequence[Sequence[int]], prices: Prices, target: float, most_cells: int, wanted: int
+        self,
+        zones: Sequence[Sequence[int]],
+        prices: Prices,
+        target: float,
+        most_cells: int,
+        wanted: int,
+        out_of_time: Callable[[], bool],
     ) -> Quote:
-        """Cut cells until none could hold a pipeline beyond `target`, or `most_cells` have been looked at."""
+        """Cut cells until none could hold a pipeline beyond `target`, or `most_cells` were looked at, or time is up."""
         theta, seen = 1.0, 0
         found: list[tuple[float, Counts]] = []
         for market in markets(self.workshop, zones, prices):
             search = _Search(self.workshop.times, market, target, self._leaves.get(market.key))
-            search.run(most_cells)
+            search.run(most_cells, out_of_time)
             self._leaves[market.key] = search.leaves()
             theta, seen = max(theta, search.theta()), seen + search.seen
             found += search.promising(max(4, wanted // 8) if market.mixture == "one pool" else wanted)
@@ -182,11 +191,11 @@ class _Search:
         """What the next search of this market starts from."""
         return self.cells, self.covered
 
-    def run(self, most_cells: int) -> None:
+    def run(self, most_cells: int, out_of_time: Callable[[], bool]) -> None:
         """Bound all cells at these prices, then cut open ones, the most promising first."""
         self.cells = self._bounded(joined([self.cells, self._roots()]))
         most_cells += self.seen
-        while self.seen < most_cells:
+        while self.seen < most_cells and not out_of_time():
             cells = self.cells
             open_ = np.flatnonzero((cells.ratio > self.target) & ~self._smallest(cells))
             if not len(open_):

@@ -93,6 +93,11 @@ class StageTimes(Protocol):
     def marks(self) -> np.ndarray:
         """Seats per stage, ascending and close, at which `regimes` knows times exactly; the last is the most."""
 
+    def no_slower(self, kind: int, than: int) -> bool:
+        """Whether a stage of `kind` does whatever one of `than` does in no more time, hands it over as fast, and takes
+        as large a part of its machine.
+        """
+
     def most_seats(self, stages: int) -> float:
         """No pipeline of `stages` stages holds more sequences."""
 
