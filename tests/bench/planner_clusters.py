@@ -70,8 +70,8 @@ def growth(catalog: Catalog) -> dict[str, Growth]:
         Growth("3x9", PAPER, 0.01, 60.0),
         *(Growth(f"15x{15 * n}", _one_each(catalog, FIFTEEN, n), 0.02, 60.0) for n in (1, 2, 4, 8, 16, 32)),
         *(Growth(f"{len(bf16)}x{len(bf16) * n}", _one_each(catalog, bf16, n), 0.02, 60.0) for n in (1, 3, 6)),
-        Growth("100x1000", _zoned(catalog, TWENTY_FIVE, 10), 0.02, 300.0),
-        Growth("100x5000", _zoned(catalog, TWENTY_FIVE, 50), 0.02, 300.0),
+        Growth("100x1000", _zoned(catalog, TWENTY_FIVE, 10), 0.02, 270.0),
+        Growth("100x5000", _zoned(catalog, TWENTY_FIVE, 50), 0.02, 270.0),
     ]
     return {cluster.name: cluster for cluster in clusters}
 
