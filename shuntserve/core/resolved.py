@@ -49,6 +49,14 @@ class Operations:
     lease_s: float = 15.0
     deadline_unix_s: float | None = None
     expected_workers: int = 2
+    fleet: str = "local"
+    """Who provides machines: `local` (processes of the controller's machine) or `ec2`."""
+    pools: tuple[str, ...] = ()
+    """Capacity pools the fleet may take machines from, as `--pool` writes them."""
+    market: str = "prefer_spot"
+    max_cost_usd: float | None = None
+    approval: str = "over_budget"
+    spending_lease_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +141,8 @@ class ResolvedJob:
             parts["inputs"] = tuple(InputFile(**item) for item in parts["inputs"])
             parts["carried_columns"] = tuple((str(a), str(b)) for a, b in parts["carried_columns"])
             parts["eos_token_ids"] = tuple(parts["eos_token_ids"])
-            parts["operations"] = Operations(**parts["operations"])
+            operations = parts["operations"]
+            parts["operations"] = Operations(**{**operations, "pools": tuple(operations.get("pools", ()))})
             return ResolvedJob(**parts)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupt(

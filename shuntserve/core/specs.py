@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from shuntserve.core.engine_options import check_engine_options
 from shuntserve.core.near_miss import did_you_mean
+from shuntserve.core.offers import read_offers
 from shuntserve.core.prompt_template import PromptTemplate
 from shuntserve.core.reject_codes import RowRejected
 from shuntserve.core.resolved import InputFile, InputKind, Operations, ResolvedJob
@@ -57,6 +58,10 @@ _SPEC_ALIASES = {
     "lease": "lease_s",
     "checkpoint_interval": "checkpoint_interval_s",
     "workers": "expected_workers",
+    "budget": "max_cost_usd",
+    "max_cost": "max_cost_usd",
+    "pool": "pools",
+    "provider": "fleet",
 }
 
 _ANY_VOCABULARY = Limits(vocab_size=2**31 - 1, max_logprobs=2**31 - 1)
@@ -134,6 +139,20 @@ class JobSpec(BaseModel):
     """A duration from submission (`90m`, `2h30m`) or a moment with its zone (`2030-01-31T18:00:00Z`)."""
     expected_workers: int = Field(default=2, ge=1, le=100_000)
     """Shapes chunk sizes; any number of workers may come."""
+    fleet: Literal["local", "ec2"] = "local"
+    """Who provides machines when the job runs on a fleet: processes of this machine, or EC2."""
+    pools: tuple[str, ...] = ()
+    """Capacity the fleet may use: `TYPE[/ZONE][/spot|on-demand]=COUNT[@PRICE]`, for instance
+    `g6.12xlarge/us-east-1a/spot=4@1.76`; on a local fleet `local=COUNT[@PRICE]` (default: one)."""
+    market: Literal["prefer_spot", "spot", "on_demand"] = "prefer_spot"
+    """Which of the pools may be used: spot with on-demand as a fallback, or one of the two alone."""
+    max_cost_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The job is stopped before its machines cost more than this; what is committed by then stays."""
+    approval: Literal["never", "over_budget", "always"] = "over_budget"
+    """When somebody must agree before machines are launched. `over_budget`: when the predicted cost exceeds
+    `max_cost_usd`, or nothing bounds it."""
+    spending_lease_s: float = Field(default=300.0, ge=2, le=86400)
+    """Machines end by themselves when no controller has renewed the spending lease for this long."""
     rerun: bool | str = False
     """Make a new job even though this submission already is one. True: always a new one; a text: one per text."""
 
@@ -169,6 +188,11 @@ class JobSpec(BaseModel):
     @field_validator("carry", mode="before")
     @classmethod
     def _one_column_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("pools", mode="before")
+    @classmethod
+    def _one_pool_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @field_validator("engine")
@@ -212,6 +236,7 @@ class JobSpec(BaseModel):
             raise InvalidInput("max_tokens", "differs from sampling_params.max_tokens", "keep one of them")
         if self.deadline is not None:
             parse_deadline(self.deadline, 0.0)
+        read_offers(self.fleet, self.pools, self.market)
         self.job_params(_ANY_VOCABULARY)
         return self
 

@@ -11,6 +11,7 @@ A paused job has no terminal state: it goes on when it is run again.
     pause                    when                                                     exit code
     REJECTS                  more rejects than max_reject_fraction                    3
     LENGTH                   more rows ran out of max_tokens than allowed             3
+    ENGINE                   its engines do not start, or no machine can be had       1
     DRAINED                  Ctrl-C or SIGTERM                                        130
     REQUESTED                a pause was asked for                                    130
 """
@@ -43,6 +44,7 @@ class Pause(StrEnum):
 
     REJECTS = "rejects"
     LENGTH = "length"
+    ENGINE = "engine"
     DRAINED = "drained"
     REQUESTED = "requested"
 
@@ -59,6 +61,7 @@ _STOPPED_EXIT = {StopCode.CANCELLED: EXIT_FAILED, StopCode.BUDGET: EXIT_BUDGET, 
 _PAUSED_EXIT = {
     Pause.REJECTS: EXIT_REJECTS,
     Pause.LENGTH: EXIT_REJECTS,
+    Pause.ENGINE: EXIT_FAILED,
     Pause.DRAINED: EXIT_INTERRUPTED,
     Pause.REQUESTED: EXIT_INTERRUPTED,
 }

@@ -112,6 +112,12 @@ def resolve(
             if spec.deadline is None
             else parse_deadline(spec.deadline, time.time() if now_unix_s is None else now_unix_s),
             expected_workers=spec.expected_workers,
+            fleet=spec.fleet,
+            pools=spec.pools,
+            market=spec.market,
+            max_cost_usd=spec.max_cost_usd,
+            approval=spec.approval,
+            spending_lease_s=spec.spending_lease_s,
         ),
         package_version=__version__,
         engine_version=_engine_version(),

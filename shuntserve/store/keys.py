@@ -87,6 +87,56 @@ def result(job_id: str, chunk: str) -> str:
     return f"{results_page(job_id, page_of(chunk))}/{chunk}.parquet"
 
 
+def controllers(job_id: str) -> str:
+    return f"jobs/{job_id}/controllers"
+
+
+def controller(job_id: str, epoch: int) -> str:
+    """Which incarnation of a controller acts in this epoch."""
+    return f"jobs/{job_id}/controllers/{epoch:06d}"
+
+
+def controller_pulse(job_id: str, epoch: int) -> str:
+    """Its progress counter."""
+    return f"{controller(job_id, epoch)}.json"
+
+
+def proposal(job_id: str) -> str:
+    return f"jobs/{job_id}/proposal.json"
+
+
+def approval(job_id: str) -> str:
+    return f"jobs/{job_id}/approval.json"
+
+
+def plans(job_id: str) -> str:
+    return f"jobs/{job_id}/plans"
+
+
+def plan(job_id: str, n: int) -> str:
+    return f"jobs/{job_id}/plans/{n:06d}.json"
+
+
+def launches(job_id: str) -> str:
+    return f"jobs/{job_id}/launches"
+
+
+def launch(job_id: str, launch_id: str) -> str:
+    return f"jobs/{job_id}/launches/{launch_id}.json"
+
+
+def launch_ended(job_id: str, launch_id: str) -> str:
+    return f"jobs/{job_id}/launches/{launch_id}.ended"
+
+
+def node(job_id: str, node: str) -> str:
+    return f"jobs/{job_id}/nodes/{node}.json"
+
+
+def spending(job_id: str) -> str:
+    return f"jobs/{job_id}/spending.json"
+
+
 def control(job_id: str) -> str:
     return f"jobs/{job_id}/control"
 

@@ -1,0 +1,208 @@
+"""The controller's decision: from the fleet as observed and the job as it stands to what is done next.
+
+    observed nodes, wants, money, standing ─► decide ─► launches, terminations, the desired state, a stop or a pause
+
+Pure, and complete at each call: nothing is remembered here but what `World` carries, so whoever takes the controller
+over decides the same.
+
+    node                   counts for its pool     in the plan     next
+    launching, ready       yes                     when ready      -
+    rebalance recommended  no (a spare is bought)  yes             leaves once the pool is whole without it
+    interruption notice    no                      no              drains by itself, ends
+    failed                 no                      no              terminated
+    drained, lost          no                      no              terminated
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shuntserve.core.desired import Desired, Pipeline, StagePlace
+from shuntserve.core.offers import Offer, Want
+from shuntserve.core.states import Pause, StopCode
+
+
+class NodeState(StrEnum):
+    """How far a machine of ours is."""
+
+    LAUNCHING = "launching"
+    READY = "ready"
+    DRAINED = "drained"
+    """Its agent has left for good."""
+    LOST = "lost"
+    """The machine is gone, or its agent has been silent for a lease."""
+    LATE = "late"
+    """Launched long ago, and no agent has ever reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine that was launched for the job and is not known to have ended."""
+
+    id: str
+    pool: str
+    """The want it was bought for."""
+    offer: str
+    usd_per_h: float
+    state: NodeState = NodeState.LAUNCHING
+    noticed: bool = False
+    rebalance: bool = False
+    failure: str | None = None
+    """Why its pipeline cannot work there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """What was spent so far, and the cap (infinite when there is none)."""
+
+    spent_usd: float = 0.0
+    cap_usd: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything a decision rests on."""
+
+    wants: tuple[Want, ...]
+    nodes: tuple[Node, ...]
+    chunks_left: int
+    money: Money = Money()
+    leaving: bool = False
+    """The job is complete, paused or stopped: the fleet shall go."""
+    stopped: bool = False
+    """The job was stopped for good: no limit stops it again."""
+    deadline_passed: bool = False
+    cooling: frozenset[str] = frozenset()
+    """Offers that failed lately."""
+    failures_in_a_row: int = 0
+    """Nodes that failed, or never reported, since a chunk was last committed."""
+    desired: Desired = Desired()
+    """The newest plan."""
+    drain_s: float = 30.0
+    """How long machines go on costing after they were told to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buy:
+    """Launch one machine for a want, through this offer."""
+
+    pool: str
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Terminate a machine; `why` is for the log."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, in this order: write the plan, end, stop or pause, buy."""
+
+    desired: Desired
+    ends: tuple[End, ...] = ()
+    buys: tuple[Buy, ...] = ()
+    stop: StopCode | None = None
+    pause: Pause | None = None
+
+
+MOST_FAILURES_IN_A_ROW = 4
+"""After so many machines on which nothing worked the job is paused: more of them would only cost money."""
+
+
+def decide(world: World) -> Decision:
+    """What to do now."""
+    stop = _stop(world)
+    pause = None
+    if stop is None and not world.leaving and world.failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
+        pause = Pause.ENGINE
+    leaving = world.leaving or stop is not None or pause is not None
+    ends = tuple(End(node.id, _why(node)) for node in world.nodes if _why(node))
+    ended = {end.node for end in ends}
+    nodes = [node for node in world.nodes if node.id not in ended]
+    if leaving:
+        unreported = tuple(End(node.id, "not needed") for node in nodes if node.state is NodeState.LAUNCHING)
+        ready = tuple(node.id for node in nodes if node.state is NodeState.READY)
+        return Decision(Desired((), ready), ends + unreported, (), stop, pause)
+    spare = _replaced(world.wants, nodes)
+    return Decision(_desired(world.desired, nodes, spare), ends, _buys(world, nodes))
+
+
+def _stop(world: World) -> StopCode | None:
+    """The limit that ends the job now. Budget outranks deadline."""
+    if world.leaving or world.stopped:
+        return None
+    usd_per_h = sum(node.usd_per_h for node in world.nodes)
+    if world.money.spent_usd + usd_per_h * world.drain_s / 3600 >= world.money.cap_usd:
+        return StopCode.BUDGET
+    return StopCode.DEADLINE if world.deadline_passed else None
+
+
+def _why(node: Node) -> str:
+    """Why a machine is ended at once; empty when it is not."""
+    if node.failure is not None:
+        return "failed"
+    if node.state in (NodeState.DRAINED, NodeState.LOST, NodeState.LATE):
+        return str(node.state)
+    return ""
+
+
+def _healthy(node: Node) -> bool:
+    return not node.noticed and not node.rebalance
+
+
+def _replaced(wants: Sequence[Want], nodes: Sequence[Node]) -> frozenset[str]:
+    """Nodes with a rebalance recommendation whose pool is whole without them."""
+    counts = {want.name: want.count for want in wants}
+    ready: dict[str, int] = {}
+    for node in nodes:
+        ready[node.pool] = ready.get(node.pool, 0) + (_healthy(node) and node.state is NodeState.READY)
+    return frozenset(
+        node.id
+        for node in nodes
+        if node.rebalance and not node.noticed and ready[node.pool] >= counts.get(node.pool, 0)
+    )
+
+
+def _desired(before: Desired, nodes: Sequence[Node], spare: frozenset[str]) -> Desired:
+    """One pipeline on each node that can work; a pipeline keeps its generation as long as its stages do."""
+    known: Mapping[str, Pipeline] = {pipeline.id: pipeline for pipeline in before.pipelines}
+    pipelines: list[Pipeline] = []
+    for node in nodes:
+        if node.state is not NodeState.READY or node.id in spare:
+            continue
+        kept = known.get(node.id)
+        if node.noticed and kept is None:
+            continue
+        stages = (StagePlace(node.id),)
+        same = kept is not None and kept.stages == stages
+        generation = kept.generation if kept is not None and same else kept.generation + 1 if kept is not None else 0
+        pipelines.append(Pipeline(node.id, generation, stages))
+    leave = tuple(node.id for node in nodes if node.id in spare and node.state is NodeState.READY)
+    return Desired(tuple(pipelines), leave)
+
+
+def _buys(world: World, nodes: Sequence[Node]) -> tuple[Buy, ...]:
+    """Machines that are missing, no more of them than there are chunks to work on, and none that breaks the budget."""
+    working = sum(_healthy(node) for node in nodes)
+    room = world.chunks_left - working
+    usd_per_h = sum(node.usd_per_h for node in nodes)
+    buys: list[Buy] = []
+    for want in world.wants:
+        have = sum(_healthy(node) and node.pool == want.name for node in nodes)
+        for _ in range(want.count - have):
+            offer = next((offer for offer in want.offers if offer.name not in world.cooling), None)
+            if room <= 0 or offer is None:
+                break
+            usd_per_h += offer.usd_per_h or 0.0
+            if world.money.spent_usd + usd_per_h * world.drain_s / 3600 >= world.money.cap_usd:
+                return tuple(buys)
+            buys.append(Buy(want.name, offer))
+            room -= 1
+    return tuple(buys)
