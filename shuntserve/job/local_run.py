@@ -11,7 +11,9 @@ from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.states import Pause, StopCode, too_many_length_finishes, too_many_rejects
 from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.job import control, machine, watch
+from shuntserve.job.interruptions import InterruptionWatch
 from shuntserve.job.local import LocalWorkers
+from shuntserve.job.timeline import Sample, Timeline, read_timeline
 from shuntserve.job.watch import Snapshot, Watcher
 from shuntserve.store.port import Bucket
 
@@ -53,12 +55,16 @@ def bury_the_dead(bucket: Bucket, job_id: str, snapshot: Snapshot) -> None:
 class LocalRun:
     """Workers, watched until every chunk is committed or the run is paused. Advanced by `tick`; never waits."""
 
-    def __init__(self, bucket: Bucket, job: ResolvedJob, manifest: Manifest, workers: LocalWorkers) -> None:
+    def __init__(
+        self, bucket: Bucket, job: ResolvedJob, manifest: Manifest, workers: LocalWorkers, timeline: Timeline
+    ) -> None:
         self._bucket = bucket
         self._job = job
         self._manifest = manifest
         self._limits = Limits.of(job)
         self._workers = workers
+        self._timeline = timeline
+        self._interruptions: InterruptionWatch | None = None
         self._watcher = Watcher(bucket, job.job_id, manifest)
         self._writer = uuid.uuid4().hex
         self._next_look_s = 0.0
@@ -75,7 +81,7 @@ class LocalRun:
         `now_s` is monotonic; `now_unix_s` is what a deadline is compared with.
         """
         if self.snapshot is None:
-            self._begin()
+            self._begin(now_unix_s)
         if self.over:
             return 0.0
         self._workers.tick(now_s)
@@ -115,27 +121,41 @@ class LocalRun:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin(self, now_unix_s: float) -> None:
         """Before the first worker starts: limits that ingest alone has broken, and workers of a run that was killed."""
         snapshot = self._watcher.snapshot()
         self.over = snapshot.complete
+        self._interruptions = InterruptionWatch(read_timeline(self._bucket, self._job.job_id))
         if not self.over:
             bury_the_dead(self._bucket, self._job.job_id, snapshot)
             standing = control.standing(self._bucket, self._job.job_id)
             self._stopping = standing.stopped is not None
+            if standing.stopped is not None:
+                self._timeline.event(now_unix_s, "stop", code=str(standing.stopped))
             if standing.paused is not None:
                 control.resume(self._bucket, self._job.job_id, self._writer)
+                self._timeline.event(now_unix_s, "resume")
             self._check_limits(snapshot)
         self.snapshot = snapshot
+        self._tell(now_unix_s)
 
     def _look(self, now_unix_s: float) -> None:
         """Take a snapshot, and decide by it whether to go on."""
         self.snapshot = self._watcher.snapshot()
+        self._tell(now_unix_s)
         if self.snapshot.complete:
             self._workers.start_no_more()
         elif self.pause is None:
             self._keep_deadline(now_unix_s)
             self._check_limits(self.snapshot)
+
+    def _tell(self, now_unix_s: float) -> None:
+        """Put what the newest view shows on the job's timeline."""
+        assert self.snapshot is not None
+        assert self._interruptions is not None
+        self._timeline.sample(now_unix_s, Sample.of(self.snapshot))
+        self._interruptions.tell(now_unix_s, self.snapshot, self._timeline)
+        self._timeline.flush(now_unix_s)
 
     def _check_limits(self, snapshot: Snapshot) -> None:
         pause = self._limits.exceeded(
@@ -158,6 +178,7 @@ class LocalRun:
         if deadline_unix_s is None or now_unix_s < deadline_unix_s or self._stopping:
             return
         control.stop(self._bucket, self._job.job_id, self._writer, StopCode.DEADLINE)
+        self._timeline.event(now_unix_s, "stop", code=str(StopCode.DEADLINE))
         self._stopping = True
 
     def _leave(self, pause: Pause) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +29,10 @@ from shuntserve.job.finalize import finalize
 from shuntserve.job.ingest import IngestProgress, ingest
 from shuntserve.job.local import LocalWorkers, WorkerPlan
 from shuntserve.job.local_run import LocalRun
+from shuntserve.job.manifests import load_manifest
 from shuntserve.job.output_place import OutputPlace
 from shuntserve.job.submission import load_job, submit_spec
+from shuntserve.job.timeline import Timeline
 from shuntserve.job.watch import Snapshot
 from shuntserve.store.check import check_bucket
 from shuntserve.store.open import open_bucket
@@ -226,22 +229,42 @@ def cancel_job(request: RunRequest, bucket: Bucket, job_id: str, reporter: Repor
 def _run(submitted: Submitted, plan: Callable[[], WorkerPlan], reporter: Reporter, stop: StopSwitch) -> RunResult:
     began_s = time.monotonic()
     bucket, job, place = submitted.bucket, submitted.job, submitted.place
-    manifest = ingest(bucket, job, on_progress=reporter.ingesting)
-    run = LocalRun(bucket, job, manifest, LocalWorkers(bucket, plan()))
-    snapshot = _work(run, reporter, stop)
+    timeline = Timeline(bucket, job.job_id, f"run-{uuid.uuid4().hex[:12]}")
+    with _phase(timeline, "ingest", wanted=load_manifest(bucket, job.job_id) is None):
+        manifest = ingest(bucket, job, on_progress=reporter.ingesting)
+    run = LocalRun(bucket, job, manifest, LocalWorkers(bucket, plan()), timeline)
+    ended = load_final(bucket, job.job_id) is not None
+    with _phase(timeline, "run", wanted=not ended):
+        snapshot = _work(run, reporter, stop)
+        if run.pause is not None:
+            timeline.event(time.time(), "pause", reason=str(run.pause))
     final = None
     if run.pause is None:
-        final = finalize(
-            bucket,
-            job,
-            manifest,
-            carried_type(job),
-            place,
-            uuid.uuid4().hex,
-            lambda done: reporter.finalizing(done, manifest.chunks),
-        )
+        with _phase(timeline, "finalize", wanted=not ended):
+            final = finalize(
+                bucket,
+                job,
+                manifest,
+                carried_type(job),
+                place,
+                uuid.uuid4().hex,
+                lambda done: reporter.finalizing(done, manifest.chunks),
+            )
         telemetry.emit(telemetry.Event.JOB_FINISHED, job=job.job_id, state=str(final.state))
     return RunResult(job, place.url, snapshot, time.monotonic() - began_s, final=final, pause=run.pause)
+
+
+@contextmanager
+def _phase(timeline: Timeline, name: str, *, wanted: bool) -> Iterator[None]:
+    """Put the begin and the end of a phase on the job's timeline, however it ends, unless it has nothing to do."""
+    if wanted:
+        timeline.event(time.time(), "phase_started", phase=name)
+    try:
+        yield
+    finally:
+        if wanted:
+            timeline.event(time.time(), "phase_ended", phase=name)
+            timeline.flush(time.time(), force=True)
 
 
 def open_store(url: str) -> Bucket:

@@ -147,3 +147,30 @@ def control_entry(job_id: str, n: int) -> str:
 
 def final(job_id: str) -> str:
     return f"jobs/{job_id}/final.json"
+
+
+def timeline(job_id: str) -> str:
+    return f"jobs/{job_id}/timeline"
+
+
+def timeline_part(job_id: str, writer: str, n: int) -> str:
+    return f"jobs/{job_id}/timeline/{writer}/{n:06d}.json"
+
+
+def report(job_id: str, form: str) -> str:
+    """`form`: json or html."""
+    return f"jobs/{job_id}/report.{form}"
+
+
+INBOX = "inbox"
+SUBMISSIONS = "submissions"
+SUBMISSIONS_CLOCK = "submissions/.clock"
+
+
+def submission(name: str, rerun: str | None, which: str) -> str:
+    """What is known of a submission (`record`, `job`, `refused`), or of one rerun of it."""
+    return f"submissions/{name}/reruns/{rerun}/{which}.json" if rerun else f"submissions/{name}/{which}.json"
+
+
+def submitted_identity(identity: str) -> str:
+    return f"submissions/.identities/{identity}.json"
