@@ -5,7 +5,8 @@
 #   infra/dev/setup.sh uv ARGS    run uv itself, installing it when it is missing (used by `make lock`)
 #
 # torch's CPU build is not on PyPI. It comes from the directory or page in PIP_FIND_LINKS when that holds a torch wheel,
-# else from PyTorch's own CPU index. Needs no root; writes only .uv, .venv and uv's cache.
+# else from PyTorch's own CPU index. Needs no root; writes only .uv, .venv and uv's cache. Where it is root and apt-get
+# is there, it also installs Chromium for the tests that look at pages (not with SHUNTSERVE_NO_APT=1).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -71,6 +72,22 @@ torch_source() { # arguments that tell uv where torch's CPU build comes from
     printf '%s\n' --torch-backend cpu
 }
 
+install_browser() { # without one, the tests that need it are skipped and say so
+    local name log apt=(apt-get -qq -o Acquire::http::Timeout=20 -o Acquire::Retries=1 -o DPkg::Lock::Timeout=120)
+    for name in chromium chromium-browser google-chrome-stable google-chrome; do
+        command -v "$name" >/dev/null && return
+    done
+    [[ $(id -u) == 0 && -z ${SHUNTSERVE_NO_APT:-} ]] && command -v apt-get >/dev/null || return 0
+    say "installing chromium (tests of pages)"
+    log=$(mktemp)
+    export DEBIAN_FRONTEND=noninteractive
+    if ! { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends chromium fonts-dejavu-core; } \
+        >"$log" 2>&1 </dev/null; then
+        say "chromium could not be installed; tests that need a browser will be skipped: $(tail -n 1 "$log")"
+    fi
+    rm -f "$log"
+}
+
 if [[ ${1:-} == uv ]]; then
     find_uv
     shift
@@ -91,6 +108,7 @@ say "installing $(grep -c == "$LOCK") pinned packages (torch: ${torch_args[*]})"
 # Pinned and complete, so nothing is resolved; the lock was compiled without torchvision and its like.
 "$UV" pip sync --quiet "${torch_args[@]}" "$LOCK"
 "$UV" pip install --quiet --no-deps --no-build-isolation --editable .
+install_browser
 rm -f "$VENV"/.made-from-*
 touch "$stamp"
 say "done"
