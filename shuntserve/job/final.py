@@ -44,6 +44,8 @@ class Final:
     made_with: str
     """Versions that decide the bytes of a part."""
     writer: str = ""
+    reject_codes: Mapping[str, int] | None = None
+    """Rows rejected, by code, the most frequent first. None in an end written before they were counted."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -75,11 +77,13 @@ class Final:
             "duplicates": self.duplicates,
             "missing": self.missing,
             "made_with": self.made_with,
+            "reject_codes": None if self.reject_codes is None else dict(self.reject_codes),
         }
 
     def same_output(self, other: Final) -> bool:
         """Whether both describe the same files."""
-        return replace(self, writer="") == replace(other, writer="")
+        mine, theirs = (replace(one, writer="", reject_codes=None) for one in (self, other))
+        return mine == theirs
 
 
 def encode(final: Final) -> bytes:
@@ -121,6 +125,7 @@ def _from_json(value: Mapping[str, Any]) -> Final:
         missing=value["missing"],
         made_with=value["made_with"],
         writer=value["writer"],
+        reject_codes=value.get("reject_codes"),
     )
 
 

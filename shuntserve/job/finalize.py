@@ -10,6 +10,7 @@ same work twice and agree. Memory holds a few chunks and one part, whatever the 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -88,11 +89,13 @@ class Tally:
     rows_rejected: int = 0
     sequences_out: int = 0
     length_finishes: int = 0
-    stopped: dict[str, int] = field(default_factory=dict)
+    codes: Counter[str] = field(default_factory=Counter)
+    """Rows rejected, by code."""
     totals: Totals = field(default_factory=Totals)
 
     def add_ingest_rejects(self, rejects: pa.Table) -> None:
         self.rows_rejected += len(rejects)
+        self._count_codes(rejects)
         self._see(rejects, np.arange(len(rejects)))
 
     def add_result(self, result: pa.Table, first: NDArray[np.int64]) -> None:
@@ -104,9 +107,7 @@ class Tally:
         self.rows_out += len(first) - lines_rejected
         self.sequences_out += len(result) - lines_rejected
         self.length_finishes += pc.sum(pc.equal(result.column("finish_reason"), "length")).as_py() or 0
-        for code in StopCode:
-            count = pc.sum(pc.equal(result.column("code"), str(code))).as_py() or 0
-            self.stopped[code] = self.stopped.get(code, 0) + count
+        self._count_codes(result.filter(rejected))
         prompt_tokens = result.column("prompt_tokens").take(pa.array(first))
         resumed = np.add.reduceat(result.column("resumed_count").to_numpy(), first) if len(first) else np.empty(0)
         self.totals = Totals(
@@ -115,6 +116,10 @@ class Tally:
             resumed_rows=self.totals.resumed_rows + int(np.count_nonzero(resumed)),
             tokens_kept=self.totals.tokens_kept + (pc.sum(result.column("tokens_kept")).as_py() or 0),
         )
+
+    def _count_codes(self, rejects: pa.Table) -> None:
+        for entry in pc.value_counts(rejects.column("code").combine_chunks()).to_pylist():
+            self.codes[entry["values"]] += entry["counts"]
 
     def _see(self, table: pa.Table, lines: NDArray[np.int64]) -> None:
         taken = table.select(["source_file", "source_row"]).take(pa.array(lines))
@@ -125,13 +130,14 @@ class Tally:
             self.seen.add(name, rows[codes == index])
 
     def counts(self, rows_in: int) -> RowCounts:
-        rows_stopped = sum(self.stopped.values())
+        stopped = {code: self.codes[code] for code in StopCode}
+        rows_stopped = sum(stopped.values())
         return RowCounts(
             rows_in=rows_in,
             rows_out=self.rows_out,
             rows_rejected=self.rows_rejected,
             rows_stopped=rows_stopped,
-            stopped_by=StopCode(max(self.stopped, key=lambda code: self.stopped[code])) if rows_stopped else None,
+            stopped_by=max(stopped, key=lambda code: stopped[code]) if rows_stopped else None,
             length_finishes=self.length_finishes,
             sequences_out=self.sequences_out,
         )
@@ -183,6 +189,7 @@ def finalize(
         missing=missing,
         made_with=MADE_WITH,
         writer=writer,
+        reject_codes=dict(sorted(tally.codes.items(), key=lambda item: (-item[1], item[0]))),
     )
     agreed = _agree(bucket, mine)
     place.publish(agreed.manifest(), agreed.paths)

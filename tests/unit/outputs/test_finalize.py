@@ -79,6 +79,7 @@ def test_each_row_is_in_data_or_in_rejects(bucket: Bucket, place: OutputPlace, t
     }
     assert [(row["source_row"], row["code"]) for row in rejects] == [(1, "null_id"), (3, "engine_crash")]
     assert (end.counts.rows_in, end.counts.rows_out, end.counts.rows_rejected) == (4, 2, 2)
+    assert end.reject_codes == {"engine_crash": 1, "null_id": 1}
     assert end.counts.length_finishes == 1
     assert end.state is JobState.COMPLETED_WITH_REJECTS
 
@@ -300,6 +301,7 @@ def test_a_rejected_row_with_samples_is_one_reject(bucket: Bucket, place: Output
 
     assert pq.read_table(tmp_path / "out/rejects").num_rows == 1
     assert (end.counts.rows_out, end.counts.rows_rejected) == (1, 1)
+    assert end.reject_codes == {"cancelled": 1}
 
 
 def test_requested_columns_and_carried_columns_are_there(bucket: Bucket, place: OutputPlace, tmp_path: Path) -> None:
