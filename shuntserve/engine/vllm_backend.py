@@ -66,8 +66,14 @@ class VllmBackend:
 
         config = vllm_config(self._options)
         compat.check_touch_points(v2_runner=config.use_v2_model_runner)
+        if self._options.unlike_stages and (pipeline := self._options.pipeline) is not None:
+            from shuntserve.engine.membership import MEMBERSHIP_VARIABLE, Membership, serve_store
+
+            self._store = serve_store(pipeline.generation, pipeline.address)
+            membership = Membership(pipeline.generation, pipeline.address, self._store.port, 0)
+            os.environ[MEMBERSHIP_VARIABLE] = membership.to_environment()
         # Blocks the loop until the core is up, on purpose: its process must be started by the main thread (lifeline).
-        self._llm = AsyncLLM(config, executor_class(config), log_stats=False, log_requests=False)
+        self._llm = AsyncLLM(config, executor_class(config, self._options), log_stats=False, log_requests=False)
         self._sequences = vllm_sequence
         self._tasks = await self._llm.get_supported_tasks()
         self._sender = asyncio.get_running_loop().create_task(self._send_mail())

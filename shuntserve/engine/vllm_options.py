@@ -12,13 +12,22 @@ from pydantic import ValidationError
 
 from shuntserve.core.engine_options import check_engine_options
 from shuntserve.core.near_miss import did_you_mean
+from shuntserve.engine import pipeline_options
 from shuntserve.engine.logtail import shortened
+from shuntserve.engine.pipeline_options import PipelineOptions
 from shuntserve.errors import InvalidInput
 
 _WORKERS = {
-    "vllm.v1.worker.cpu_worker.CPUWorker": "shuntserve.engine.cpu_worker.ResumeCPUWorker",
-    "vllm.v1.worker.gpu_worker.Worker": "shuntserve.engine.worker.ResumeGPUWorker",
+    "vllm.v1.worker.cpu_worker.CPUWorker": (
+        "shuntserve.engine.cpu_worker.ResumeCPUWorker",
+        "shuntserve.engine.cpu_worker.StageCPUWorker",
+    ),
+    "vllm.v1.worker.gpu_worker.Worker": (
+        "shuntserve.engine.worker.ResumeGPUWorker",
+        "shuntserve.engine.stage_worker.StageGPUWorker",
+    ),
 }
+"""vLLM's worker: ours, and ours in a pipeline of unlike stages."""
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """A batch engine reports to nobody."""
 
@@ -43,8 +52,15 @@ class VllmOptions:
     """Threads of a CPU engine's arithmetic; None leaves it to vLLM. Several engines on one machine share its cores."""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     """What the caller knows of model and tokenizer (hashes), passed on in `EngineReady.fingerprint`."""
+    pipeline: PipelineOptions | None = None
+    """Stages and hosts, when this engine is more than one process on one machine with equal parts."""
     scheduler_cls: str | None = None
     """Another scheduler, a subclass of ours, by qualified name. Tests plant faults with it."""
+
+    @property
+    def unlike_stages(self) -> bool:
+        """Whether this engine needs our executor and workers for pipelines."""
+        return self.pipeline is not None and not self.pipeline.stock
 
     @staticmethod
     def from_mapping(options: Mapping[str, Any]) -> VllmOptions:
@@ -59,6 +75,9 @@ class VllmOptions:
         checked["engine"] = check_engine_options(options.get("engine") or {})
         if checked.get("scheduling_policy", "fcfs") not in ("fcfs", "priority"):
             raise InvalidInput("scheduling_policy", "is unknown", "use fcfs or priority")
+        if options.get("pipeline") is not None:
+            checked["pipeline"] = PipelineOptions.from_mapping(options["pipeline"])
+            pipeline_options.check_engine_options(checked["engine"])
         return VllmOptions(**checked)
 
 
@@ -77,11 +96,13 @@ def prepare_environment(options: VllmOptions) -> None:
         os.environ.setdefault(name, value)
     if options.cpu_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(options.cpu_threads)
+    if options.pipeline is not None:
+        os.environ[pipeline_options.PARTITION_VARIABLE] = ",".join(map(str, options.pipeline.topology.layer_counts))
 
 
-def vllm_config(options: VllmOptions) -> Any:
-    """vLLM's resolved configuration with our scheduler and worker. Raises InvalidInput when vLLM refuses the
-    options."""
+def vllm_config(options: VllmOptions, node: int = 0) -> Any:
+    """vLLM's resolved configuration with our scheduler and worker, for node process `node` of a pipeline. Raises
+    InvalidInput when vLLM refuses the options."""
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
@@ -98,6 +119,7 @@ def vllm_config(options: VllmOptions) -> Any:
         scheduling_policy=options.scheduling_policy,
         disable_log_stats=True,
         **options.engine,
+        **(pipeline_options.engine_arguments(options.pipeline) if options.pipeline is not None else {}),
     )
     try:
         # LLM_CLASS: the batch sizes of vLLM's offline class, which are made for throughput.
@@ -108,11 +130,18 @@ def vllm_config(options: VllmOptions) -> Any:
     if start_light:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     _put_in_ours(config, options)
+    if options.pipeline is not None:
+        pipeline_options.adapt(config, options.pipeline, node)
     return config
 
 
-def executor_class(config: Any) -> type[Any]:
-    """vLLM's executor for this configuration; the one with worker processes of its own is watched."""
+def executor_class(config: Any, options: VllmOptions) -> type[Any]:
+    """Ours for a pipeline of unlike stages, else vLLM's for this configuration; the one with worker processes of its
+    own is watched."""
+    if options.unlike_stages:
+        from shuntserve.engine.pipeline_executor import PipelineExecutor
+
+        return PipelineExecutor
     from vllm.v1.executor import Executor
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
@@ -130,6 +159,8 @@ def _prefer_light_processes(options: VllmOptions) -> bool:
     with those who ask for it in VLLM_CPU_OMP_THREADS_BIND; it would put all engines of one machine on the same cores.
     """
     ranks = options.engine.get("tensor_parallel_size", 1) * options.engine.get("pipeline_parallel_size", 1)
+    if options.pipeline is not None:
+        ranks = options.pipeline.topology.world
     if os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind") != "nobind":
         return False
     chosen = "VLLM_WORKER_MULTIPROC_METHOD" in os.environ
@@ -148,12 +179,12 @@ def _compile_nothing() -> None:
 
 
 def _put_in_ours(config: Any, options: VllmOptions) -> None:
-    worker = _WORKERS.get(config.parallel_config.worker_cls)
-    if worker is None:
+    workers = _WORKERS.get(config.parallel_config.worker_cls)
+    if workers is None:
         raise InvalidInput(
             f"vLLM's worker {config.parallel_config.worker_cls}", "is not supported", "use a CUDA GPU or the CPU"
         )
-    config.parallel_config.worker_cls = worker
+    config.parallel_config.worker_cls = workers[options.unlike_stages]
     ahead = config.scheduler_config.async_scheduling
     ours = f"shuntserve.engine.scheduler.{'ResumeAsyncScheduler' if ahead else 'ResumeScheduler'}"
     config.scheduler_config.scheduler_cls = options.scheduler_cls or ours
