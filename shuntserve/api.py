@@ -9,6 +9,8 @@ job.results().to_table()
 
 from __future__ import annotations
 
+import json
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 from shuntserve.core.resolved import InputKind
 from shuntserve.core.specs import JobSpec
+from shuntserve.core.states import Pause, StopCode
 from shuntserve.errors import Conflict
+from shuntserve.fleet.controller_main import end_machines, start_detached
+from shuntserve.job import control, fleet_records
+from shuntserve.job.adjust import adjust, changed, current_job
+from shuntserve.job.final import load_final
 from shuntserve.job.parts import Part
 from shuntserve.job.run import (
     Reporter,
@@ -26,16 +33,20 @@ from shuntserve.job.run import (
     StopSwitch,
     Submitted,
     cancel_job,
+    open_store,
+    output_place,
     run_submitted,
     submit_job,
 )
 from shuntserve.job.status import JobStatus, job_status
 from shuntserve.settings import settings
+from shuntserve.store import keys
+from shuntserve.wiring import provider_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-__all__ = ["Job", "JobSpec", "JobStatus", "RunResult", "StopSwitch", "submit"]
+__all__ = ["Job", "JobSpec", "JobStatus", "RunResult", "StopSwitch", "attach", "submit"]
 
 
 def submit(
@@ -43,26 +54,45 @@ def submit(
 ) -> Job:
     """Put a job into the store and reserve its output; nothing runs yet.
 
-    Submitting the same again gives the same job. `store` is a directory or `s3://` URL (default: SHUNTSERVE_STORE, else
-    a directory of the user's). Raises InvalidInput, NotFound or Unavailable, each with the next step.
+    Submitting the same again gives the same job, run from now on as this submission asks. `store` is a directory or
+    `s3://` URL (default: SHUNTSERVE_STORE, else a directory of the user's). Raises InvalidInput, NotFound or
+    Unavailable, each with the next step.
     """
+    request = request_for(store, workers=workers, overwrite=overwrite, **more)
+    submitted = submit_job(request, spec, Silent())
+    adjust(submitted.bucket, submitted.job, uuid.uuid4().hex)
+    return Job(request, submitted)
+
+
+def attach(job_id: str, *, store: str | Path | None = None, **more: Any) -> Job:
+    """A job that was submitted before. Raises NotFound."""
+    request = request_for(store, **more)
+    bucket = open_store(request.store_url)
+    job = current_job(bucket, job_id)
+    return Job(request, Submitted(bucket, job, output_place(bucket, job)))
+
+
+def request_for(store: str | Path | None, **more: Any) -> RunRequest:
+    """How this process runs jobs: settings, with `more` over them."""
     here = settings()
-    request = RunRequest(
-        store_url=str(store) if store is not None else here.store_url,
-        data_dir=here.data_dir,
-        workers=workers,
-        overwrite=overwrite,
-        cuda_visible_devices=here.cuda_visible_devices,
-        size_kv_cache=here.vllm_cpu_kvcache_space is None,
-        log_level=here.log_level,
+    given = {
+        "engine": here.worker_engine,
+        "engine_options": json.loads(here.worker_engine_options),
+        "size_kv_cache": here.vllm_cpu_kvcache_space is None,
+        "data_dir": here.data_dir,
         **more,
+    }
+    return RunRequest(
+        store_url=str(store) if store is not None else here.store_url,
+        cuda_visible_devices=here.cuda_visible_devices,
+        log_level=here.log_level,
+        **given,
     )
-    return Job(request, submit_job(request, spec, Silent()))
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A submitted job."""
+    """A submitted job. Run it here and wait (`wait`), or on a fleet, looked after by a process of its own (`start`)."""
 
     _request: RunRequest
     _submitted: Submitted
@@ -89,10 +119,59 @@ class Job:
         """
         return run_submitted(self._request, self._submitted, reporter or Silent(), stop or StopSwitch())
 
-    def cancel(self, *, reporter: Reporter | None = None) -> RunResult:
-        """Stop it for good: rows that have not ended become rejects with what they had, and the output is written."""
+    def start(self) -> int | None:
+        """Make sure that a controller looks after the job: a process that outlives this one.
+
+        Returns its process id; None when one is at work already, or the job has ended.
+        """
+        status = self.status()
+        if status.final is not None and not status.fleet.open_launches:
+            return None
+        if status.controller_alive:
+            return None
+        return start_detached(self._request, self.job_id)
+
+    def pause(self, reason: str = "requested") -> None:
+        """Ask for a pause: everything becomes durable, machines go, nothing is lost. Returns at once."""
+        control.pause(self._submitted.bucket, self.job_id, uuid.uuid4().hex, reason)
+
+    def resume(self, **changes: Any) -> int | None:
+        """Go on after a pause; `changes` are settings such as `max_reject_fraction=1`. Starts a controller."""
+        bucket, writer = self._submitted.bucket, uuid.uuid4().hex
+        if changes:
+            adjust(bucket, changed(current_job(bucket, self.job_id), changes), writer)
+        control.resume(bucket, self.job_id, writer)
+        return self.start()
+
+    def approve(self, by: str) -> bool:
+        """Agree to the proposal; False when somebody has already."""
+        body = fleet_records.body(uuid.uuid4().hex, by=by)
+        return self._submitted.bucket.create(keys.approval(self.job_id), body)
+
+    def stop(self, *, now: bool = False) -> None:
+        """The brake: pause the job and end its machines. `now` ends them without letting them drain."""
+        self.pause(str(Pause.REQUESTED))
+        if now:
+            end_machines(provider_of(self._request, self._submitted.job), self.job_id)
+
+    def cancel(self, *, wait: bool = True, reporter: Reporter | None = None) -> RunResult | None:
+        """Stop it for good: rows that have not ended become rejects with what they had, and the output is written.
+
+        By this process, or, without `wait`, by a controller.
+        """
         bucket = self._submitted.bucket
-        return cancel_job(self._request, bucket, self.job_id, reporter or Silent(), StopSwitch())
+        if wait:
+            return cancel_job(self._request, bucket, self.job_id, reporter or Silent(), StopSwitch())
+        if load_final(bucket, self.job_id) is None:
+            control.stop(bucket, self.job_id, uuid.uuid4().hex, StopCode.CANCELLED)
+            self.start()
+        return None
+
+    def report(self) -> dict[str, Any] | None:
+        """What `report.json` holds; None while there is none."""
+        from shuntserve.job.report import load_report
+
+        return load_report(self._submitted.bucket, self.job_id)
 
     def results(self) -> ds.Dataset:
         """The answers. Raises Conflict while the job has not ended."""

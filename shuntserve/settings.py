@@ -24,10 +24,14 @@ class Settings:
     log_level: str
     cuda_visible_devices: str | None = None
     vllm_cpu_kvcache_space: str | None = None
+    worker_engine: str | None = None
+    worker_engine_options: str = "{}"
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
-        """SHUNTSERVE_STORE (bucket URL), SHUNTSERVE_LOG (level), XDG_DATA_HOME (where per-user data goes).
+        """SHUNTSERVE_STORE (bucket URL), SHUNTSERVE_LOG (level), XDG_DATA_HOME (where per-user data goes);
+        SHUNTSERVE_WORKER_ENGINE (`module:function`) and SHUNTSERVE_WORKER_ENGINE_OPTIONS (JSON) for another engine than
+        vLLM.
 
         Raises InvalidInput when the level is none.
         """
@@ -44,6 +48,8 @@ class Settings:
             log_level=level,
             cuda_visible_devices=environment.get("CUDA_VISIBLE_DEVICES"),
             vllm_cpu_kvcache_space=environment.get("VLLM_CPU_KVCACHE_SPACE"),
+            worker_engine=environment.get("SHUNTSERVE_WORKER_ENGINE") or None,
+            worker_engine_options=environment.get("SHUNTSERVE_WORKER_ENGINE_OPTIONS") or "{}",
         )
 
 

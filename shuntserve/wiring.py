@@ -9,6 +9,10 @@ from typing import Any
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.engine.port import Engine
 from shuntserve.engine.process import EngineProcess
+from shuntserve.errors import InvalidInput
+from shuntserve.fleet.local_provider import AgentCommand, LocalProvider
+from shuntserve.fleet.provider import Provider
+from shuntserve.job.run import RunRequest
 
 VLLM_BACKEND = "shuntserve.engine.vllm_backend:VllmBackend"
 STANDIN_BACKEND = "shuntserve.sim.standin:StandinBackend"
@@ -43,3 +47,17 @@ def vllm_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> 
 
 def no_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> None:
     """No engine at all: for a worker that only commits what is left of a stopped job."""
+
+
+def provider_of(request: RunRequest, job: ResolvedJob) -> Provider:
+    """Who provides the machines of a job's fleet."""
+    command = AgentCommand(
+        store_url=request.store_url,
+        data_dir=request.data_dir,
+        log_level=request.log_level,
+        engine=request.engine,
+        engine_options=request.engine_options,
+    )
+    if job.operations.fleet == "local":
+        return LocalProvider(command)
+    raise InvalidInput(f"fleet {job.operations.fleet}", "is not known", "choose local")

@@ -63,9 +63,7 @@ def read_offers(fleet: str, pools: Sequence[str], market: MarketRule) -> tuple[W
         if pool.market == "on-demand" and market != "spot":
             offers.append(Offer(pool.instance_type, pool.zone, "on-demand", price))
         if pool.market is None and market != "spot" and fleet != "local":
-            offers.append(
-                Offer(pool.instance_type, pool.zone, "on-demand", price if market == "on_demand" else None)
-            )
+            offers.append(Offer(pool.instance_type, pool.zone, "on-demand", price if market == "on_demand" else None))
         if pool.market is None and market == "on_demand" and fleet == "local":
             offers.append(Offer(pool.instance_type, pool.zone, "on-demand", price))
         name = "/".join(part for part in (pool.instance_type, pool.zone, pool.market) if part)

@@ -8,7 +8,8 @@ over decides the same.
     node                   counts for its pool     in the plan     next
     launching, ready       yes                     when ready      -
     rebalance recommended  no (a spare is bought)  yes             leaves once the pool is whole without it
-    interruption notice    no                      no              drains by itself, ends
+    interruption notice    no                      as it was       drains by itself, ends
+    leaving                no                      no              ends by itself
     failed                 no                      no              terminated
     drained, lost          no                      no              terminated
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shuntserve.core.desired import Desired, Pipeline, StagePlace
@@ -30,6 +31,8 @@ class NodeState(StrEnum):
 
     LAUNCHING = "launching"
     READY = "ready"
+    LEAVING = "leaving"
+    """Its agent is making everything durable and will end the machine."""
     DRAINED = "drained"
     """Its agent has left for good."""
     LOST = "lost"
@@ -79,8 +82,10 @@ class World:
     """Offers that failed lately."""
     failures_in_a_row: int = 0
     """Nodes that failed, or never reported, since a chunk was last committed."""
-    desired: Desired = Desired()
+    desired: Desired = field(default_factory=Desired)
     """The newest plan."""
+    next_number: int = 0
+    """The number of the next one: what is formed in it has this generation."""
     drain_s: float = 30.0
     """How long machines go on costing after they were told to leave."""
 
@@ -128,10 +133,10 @@ def decide(world: World) -> Decision:
     nodes = [node for node in world.nodes if node.id not in ended]
     if leaving:
         unreported = tuple(End(node.id, "not needed") for node in nodes if node.state is NodeState.LAUNCHING)
-        ready = tuple(node.id for node in nodes if node.state is NodeState.READY)
+        ready = tuple(node.id for node in nodes if node.state in (NodeState.READY, NodeState.LEAVING))
         return Decision(Desired((), ready), ends + unreported, (), stop, pause)
     spare = _replaced(world.wants, nodes)
-    return Decision(_desired(world.desired, nodes, spare), ends, _buys(world, nodes))
+    return Decision(_desired(world, nodes, spare), ends, _buys(world, nodes))
 
 
 def _stop(world: World) -> StopCode | None:
@@ -154,7 +159,7 @@ def _why(node: Node) -> str:
 
 
 def _healthy(node: Node) -> bool:
-    return not node.noticed and not node.rebalance
+    return not node.noticed and not node.rebalance and node.state is not NodeState.LEAVING
 
 
 def _replaced(wants: Sequence[Want], nodes: Sequence[Node]) -> frozenset[str]:
@@ -170,20 +175,19 @@ def _replaced(wants: Sequence[Want], nodes: Sequence[Node]) -> frozenset[str]:
     )
 
 
-def _desired(before: Desired, nodes: Sequence[Node], spare: frozenset[str]) -> Desired:
+def _desired(world: World, nodes: Sequence[Node], spare: frozenset[str]) -> Desired:
     """One pipeline on each node that can work; a pipeline keeps its generation as long as its stages do."""
-    known: Mapping[str, Pipeline] = {pipeline.id: pipeline for pipeline in before.pipelines}
+    known: Mapping[str, Pipeline] = {pipeline.id: pipeline for pipeline in world.desired.pipelines}
     pipelines: list[Pipeline] = []
     for node in nodes:
         if node.state is not NodeState.READY or node.id in spare:
             continue
-        kept = known.get(node.id)
-        if node.noticed and kept is None:
-            continue
         stages = (StagePlace(node.id),)
-        same = kept is not None and kept.stages == stages
-        generation = kept.generation if kept is not None and same else kept.generation + 1 if kept is not None else 0
-        pipelines.append(Pipeline(node.id, generation, stages))
+        kept = known.get(node.id)
+        if kept is not None and kept.stages == stages:
+            pipelines.append(kept)
+        elif not node.noticed:
+            pipelines.append(Pipeline(node.id, world.next_number, stages))
     leave = tuple(node.id for node in nodes if node.id in spare and node.state is NodeState.READY)
     return Desired(tuple(pipelines), leave)
 

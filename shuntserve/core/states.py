@@ -121,3 +121,39 @@ def too_many_length_finishes(
 ) -> bool:
     """Whether too many outputs were cut off by max_tokens; judged once there are enough of them to mean something."""
     return sequences_out >= least_sequences and length_finishes > max_length_finish_fraction * sequences_out
+
+
+def read_pause(reason: str) -> Pause:
+    """The pause a control entry names; any other text was somebody's own reason."""
+    return Pause(reason) if reason in set(Pause) else Pause.REQUESTED
+
+
+def next_step(state: str, paused: str | None, job_id: str, failure: str | None = None) -> str:
+    """What the user can do now, in one sentence."""
+    match state:
+        case "SUBMITTED":
+            return f"start it: shuntserve resume {job_id}" if failure is None else f"mend this, then resume: {failure}"
+        case "AWAITING_APPROVAL":
+            return f"look at the proposal, then agree: shuntserve approve {job_id}"
+        case "WAITING":
+            return "wait for machines" if failure is None else f"wait for machines; the last attempt: {failure}"
+        case "PAUSED":
+            match read_pause(paused or ""):
+                case Pause.REJECTS:
+                    look = f"see why: shuntserve rows rejected {job_id}"
+                    return f"{look}; then shuntserve resume {job_id} --set max_reject_fraction=…, or cancel"
+                case Pause.LENGTH:
+                    go_on = f"shuntserve resume {job_id} --set max_length_finish_fraction=1"
+                    return f"raise max_tokens in a new job, or accept it: {go_on}"
+                case Pause.ENGINE:
+                    return f"mend it ({failure or 'see the logs'}), then shuntserve resume {job_id}"
+                case _:
+                    return f"go on: shuntserve resume {job_id}"
+        case "COMPLETED_WITH_REJECTS" | "FAILED":
+            return f"see the rejects: shuntserve rows rejected {job_id}; run them again: shuntserve retry {job_id}"
+        case "PARTIAL":
+            return f"the output says what is missing; run that again: shuntserve retry {job_id}"
+        case "COMPLETED":
+            return "read the output"
+        case _:
+            return "wait"

@@ -1,11 +1,12 @@
-"""The job's control log: pause, resume and cancel, appended by whoever decides, read by every worker."""
+"""The job's control log: pause, resume, cancel, changed settings; appended by whoever decides, read by every worker."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from shuntserve.core.states import StopCode
 from shuntserve.job import claims
@@ -16,11 +17,13 @@ SCHEMA_VERSION = 1
 
 
 class Action(StrEnum):
-    """What an entry asks for. Cancelling cannot be taken back; a pause ends with the next resume."""
+    """What an entry asks for. Cancelling cannot be taken back; a pause ends with the next resume; an adjustment stands
+    until the next one of the same setting."""
 
     PAUSE = "pause"
     RESUME = "resume"
     CANCEL = "cancel"
+    ADJUST = "adjust"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Standing:
 
     paused: str | None = None
     stopped: StopCode | None = None
+    adjusted: Mapping[str, Any] = field(default_factory=dict)
+    """Operations that were changed after the submission."""
 
 
 def pause(bucket: Bucket, job_id: str, writer: str, reason: str) -> None:
@@ -46,7 +51,12 @@ def stop(bucket: Bucket, job_id: str, writer: str, code: StopCode) -> None:
     _append(bucket, job_id, {"writer": writer, "action": str(Action.CANCEL), "code": str(code)})
 
 
-def _append(bucket: Bucket, job_id: str, entry: Mapping[str, str]) -> None:
+def adjust(bucket: Bucket, job_id: str, writer: str, changes: Mapping[str, Any]) -> None:
+    """Change how the job is run from now on (`core.resolved.Operations`)."""
+    _append(bucket, job_id, {"writer": writer, "action": str(Action.ADJUST), "operations": dict(changes)})
+
+
+def _append(bucket: Bucket, job_id: str, entry: Mapping[str, Any]) -> None:
     """Add an entry after all that are there; repeated when somebody else takes the number first."""
     number = _last_number(bucket, job_id) + 1
     body = json.dumps({"schema_version": SCHEMA_VERSION, **entry}).encode()
@@ -58,6 +68,7 @@ def standing(bucket: Bucket, job_id: str) -> Standing:
     """The net effect of the log."""
     paused: str | None = None
     stopped: StopCode | None = None
+    adjusted: dict[str, Any] = {}
     for info in bucket.list(keys.control(job_id)):
         entry = claims.load(info.key, bucket.get(info.key))
         match entry["action"]:
@@ -67,7 +78,9 @@ def standing(bucket: Bucket, job_id: str) -> Standing:
                 paused = None
             case Action.CANCEL:
                 stopped = stopped or StopCode(entry["code"])
-    return Standing(paused, stopped)
+            case Action.ADJUST:
+                adjusted |= entry["operations"]
+    return Standing(paused, stopped, adjusted)
 
 
 def _last_number(bucket: Bucket, job_id: str) -> int:

@@ -36,6 +36,8 @@ class WorkerPlan:
     engine: str | None = None
     """`module:function`, when it is not vLLM."""
     engine_options: Mapping[str, object] = field(default_factory=dict)
+    node: str | None = None
+    """The machine of a fleet they are on."""
 
     def command(self, slot: int) -> list[str]:
         """The command line of one worker."""
@@ -45,6 +47,8 @@ class WorkerPlan:
             argv += ["--checkpoint-interval", str(self.checkpoint_interval_s)]
         if self.engine is not None:
             argv += ["--engine", self.engine]
+        if self.node is not None:
+            argv += ["--node", self.node]
         if self.engine_options:
             argv += ["--engine-options", json.dumps(dict(self.engine_options))]
         return argv
@@ -138,6 +142,10 @@ class LocalWorkers:
         """Ask all workers to make everything durable and leave; none is started again."""
         self._draining = True
         self._signal(signal.SIGTERM)
+
+    def flush(self) -> None:
+        """Ask all workers to checkpoint at once and go on."""
+        self._signal(signal.SIGUSR1)
 
     def kill(self) -> None:
         """End all workers at once; their engines end with them."""

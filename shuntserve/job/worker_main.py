@@ -79,6 +79,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--checkpoint-interval", type=float, default=None, help="seconds; default: the job's")
     parser.add_argument("--slot", type=int, default=0, help="which of this machine's workers this is")
+    parser.add_argument("--node", default=None, help="the machine of a fleet this worker is on")
     parser.add_argument("--detached", action="store_true", help="do not watch standard input for the parent's end")
     return parser.parse_args(argv)
 
@@ -129,6 +130,7 @@ def _work(arguments: argparse.Namespace) -> Exit:
         "place": machine.place(),
         "pid": os.getpid(),
         "slot": arguments.slot,
+        "node": arguments.node,
         "started_unix_s": time.time(),
     }
     loop = WorkerLoop(

@@ -1,0 +1,162 @@
+"""The node agent as a process.
+
+    python -m shuntserve.fleet.agent_main --store URL --job ID --node ID --metadata URL
+
+SIGTERM and SIGINT drain. Exit code 0 says that it has left in order and the machine is to shut down; `--on-end` names
+a command that does so. Log events go to standard error as JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shuntserve import telemetry
+from shuntserve.core.desired import Pipeline
+from shuntserve.engine.lifeline import die_with_parent
+from shuntserve.errors import ShuntServeError, Unavailable
+from shuntserve.fleet import imds
+from shuntserve.fleet.agent import AgentConfig, AgentLoop
+from shuntserve.job import machine
+from shuntserve.job.local import LocalWorkers
+from shuntserve.job.run import RunRequest, worker_plan
+from shuntserve.job.submission import load_job
+from shuntserve.job.threads import ThreadSpawner
+from shuntserve.job.worker_main import monotonic_s
+from shuntserve.settings import settings
+from shuntserve.store.open import open_bucket
+
+EXIT_FAILED = 1
+
+
+class NoticeWatch:
+    """Asks the metadata endpoint again and again on a thread of its own; `newest` is what it said last."""
+
+    def __init__(self, client: imds.MetadataClient, interval_s: float) -> None:
+        self._client = client
+        self._interval_s = interval_s
+        self._newest = imds.Warnings()
+        threading.Thread(target=self._run, name="notices", daemon=True).start()
+
+    def newest(self) -> imds.Warnings:
+        """The newest answer. One that came once stays, also when the endpoint no longer answers."""
+        return self._newest
+
+    def _run(self) -> None:
+        silent = False
+        while True:
+            try:
+                self._newest = self._client.warnings()
+                silent = False
+            except Unavailable as error:
+                if not silent:
+                    telemetry.emit(telemetry.Event.METADATA_UNAVAILABLE, error=str(error))
+                silent = True
+            time.sleep(self._interval_s)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one agent to its end."""
+    arguments = _parse(argv)
+    if arguments.parent is not None:
+        die_with_parent(arguments.parent)
+    telemetry.log_to(sys.stderr, arguments.log_level)
+    try:
+        _work(arguments)
+    except ShuntServeError as error:
+        telemetry.emit(telemetry.Event.AGENT_EXITED, node=arguments.node, outcome="failed", error=str(error))
+        return EXIT_FAILED
+    telemetry.emit(telemetry.Event.AGENT_EXITED, node=arguments.node, outcome="left")
+    if arguments.on_end:
+        subprocess.run(shlex.split(arguments.on_end), check=False)
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="shuntserve-agent", description=__doc__)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--node", required=True, help="the id of the launch this machine came from")
+    parser.add_argument("--metadata", default=imds.EC2_ENDPOINT, help="the instance metadata endpoint")
+    parser.add_argument("--notice-interval", type=float, default=5.0, help="seconds between looks at it")
+    parser.add_argument("--share", default="0/1", help="I/N: this agent's share of the machine, of N agents on it")
+    parser.add_argument("--data-dir", type=Path, required=True, help="where logs go")
+    parser.add_argument("--engine", default=None, help="module:function, when it is not vLLM")
+    parser.add_argument("--engine-options", default="{}", help="JSON, on top of the job's own engine options")
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--parent", type=int, default=None, help="end at once when this process does")
+    parser.add_argument("--on-end", default="", help="a command that shuts the machine down")
+    return parser.parse_args(argv)
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    bucket = open_bucket(arguments.store, mkdir=False)
+    job = load_job(bucket, arguments.job)
+    here = settings()
+    index, of = (int(part) for part in arguments.share.split("/"))
+    request = RunRequest(
+        store_url=arguments.store,
+        data_dir=arguments.data_dir,
+        workers=of if of > 1 else None,
+        cuda_visible_devices=here.cuda_visible_devices,
+        size_kv_cache=here.vllm_cpu_kvcache_space is None,
+        log_level=arguments.log_level,
+        engine=arguments.engine,
+        engine_options=json.loads(arguments.engine_options),
+    )
+
+    def start_workers(pipeline: Pipeline) -> LocalWorkers:
+        plan = worker_plan(request, bucket, job)
+        environments = plan.environments if of == 1 else plan.environments[index : index + 1]
+        log_dir = request.log_dir(job.job_id) / arguments.node
+        return LocalWorkers(bucket, replace(plan, environments=environments, log_dir=log_dir, node=arguments.node))
+
+    incarnation = secrets.token_hex(16)
+    facts = {
+        "host": socket.gethostname(),
+        "place": machine.place(),
+        "pid": os.getpid(),
+        "started_unix_s": time.time(),
+        "incarnation": incarnation,
+    }
+    lease_s = job.operations.lease_s
+    config = AgentConfig(
+        job.job_id,
+        arguments.node,
+        incarnation,
+        job.operations.spending_lease_s,
+        report_interval_s=lease_s / 5,
+        look_interval_s=min(1.0, lease_s / 5),
+    )
+    watch = NoticeWatch(imds.MetadataClient(arguments.metadata), arguments.notice_interval)
+    spawner = ThreadSpawner(bucket, threads=4)
+    loop = AgentLoop(config, spawner, start_workers, watch.newest, facts, monotonic_s())
+    _listen(loop.leave)
+    telemetry.emit(telemetry.Event.AGENT_STARTED, node=arguments.node, job=job.job_id, pid=os.getpid())
+    try:
+        while not loop.over:
+            time.sleep(loop.tick(monotonic_s(), time.time()))
+    finally:
+        loop.end()
+        spawner.close()
+
+
+def _listen(leave: Callable[[str], None]) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: leave("SIGTERM"))
+    signal.signal(signal.SIGINT, lambda number, frame: leave("SIGINT"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,544 @@
+"""The controller of one job: from its spec to its output, whatever dies on the way.
+
+    lease ─► ingest ─► proposal ─► (approval) ─► look · decide · act, again and again ─► finalize ─► report
+
+`tick` advances it; it blocks for bucket and provider requests only. Long work (ingest, finalize) runs beside it and may
+be cut off anywhere. Everything it knows it has read: a controller that takes over goes on where the bucket says, and
+one that cannot renew its lease stops acting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shuntserve import telemetry
+from shuntserve.core.desired import Desired
+from shuntserve.core.manifest import Manifest
+from shuntserve.core.offers import Offer, Want, read_offers
+from shuntserve.core.reconcile import Decision, Money, NodeState, World, decide
+from shuntserve.core.resolved import ResolvedJob
+from shuntserve.core.states import Pause, ended_exit_code, paused_exit_code, read_pause
+from shuntserve.errors import InvalidInput, ShuntServeError, Unavailable
+from shuntserve.fleet.controller_lease import ControllerLease
+from shuntserve.fleet.observe import FleetObserver, Patience, Seen, free_slot
+from shuntserve.fleet.provider import Launch, Provider
+from shuntserve.job import control, fleet_records
+from shuntserve.job.control import Standing
+from shuntserve.job.final import Final, load_final
+from shuntserve.job.fleet_records import LaunchRecord, PlanRecord
+from shuntserve.job.interruptions import InterruptionWatch
+from shuntserve.job.local import LocalWorkers
+from shuntserve.job.local_run import Limits, bury_the_dead
+from shuntserve.job.manifests import load_manifest
+from shuntserve.job.timeline import Sample, Timeline, read_timeline
+from shuntserve.job.watch import Snapshot, Watcher
+from shuntserve.store import keys
+from shuntserve.store.port import Bucket
+
+COOL_S = 180.0
+"""An offer that failed is not asked for again for so long; capacity comes back in minutes, not in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerTimes:
+    """How often it looks, and how long it bears with machines."""
+
+    look_s: float = 1.0
+    drain_s: float = 30.0
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The long parts of a job, each safe to repeat and to break off."""
+
+    current: Callable[[], ResolvedJob]
+    """The job as it is to be run now."""
+    ingest: Callable[[ResolvedJob], Manifest]
+    finalize: Callable[[ResolvedJob, Manifest], Final]
+    report: Callable[[ResolvedJob, Manifest, Final], None]
+    closer: Callable[[ResolvedJob], LocalWorkers]
+    """A worker without an engine: commits what is left of a stopped job."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is known as long as this process acts. Forgotten with the lease."""
+
+    job: ResolvedJob
+    wants: tuple[Want, ...]
+    observer: FleetObserver
+    timeline: Timeline
+    interruptions: InterruptionWatch
+    manifest: Manifest | None = None
+    watcher: Watcher | None = None
+    plan: PlanRecord | None = None
+    final: Final | None = None
+    reported: bool = False
+    phase: str | None = None
+    adjusted: dict[str, Any] = field(default_factory=dict)
+    told: set[tuple[str | None, str]] = field(default_factory=set)
+    """(node, kind) of the events the timeline has."""
+    terminated_s: dict[str, float] = field(default_factory=dict)
+    cooling: dict[str, float] = field(default_factory=dict)
+    """Offer → until when."""
+    failures: int = 0
+    failed_nodes: set[str] = field(default_factory=set)
+    last_failure: str | None = None
+    committed: int = 0
+    closer: LocalWorkers | None = None
+    spending_due_s: float = -math.inf
+    spending_counter: int = 0
+
+
+class ControllerLoop:
+    """One controller process. `tick` until `over`; then `exit_code`, or `failure`, tells how it ended."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        job: ResolvedJob,
+        provider: Provider,
+        lease: ControllerLease,
+        work: Work,
+        times: ControllerTimes | None = None,
+    ) -> None:
+        self._bucket = bucket
+        self._job = job
+        self._provider = provider
+        self._lease = lease
+        self._work = work
+        self._times = times or ControllerTimes()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="work")
+        self._running: tuple[str, Future[Any]] | None = None
+        self._memory: _Memory | None = None
+        self._next_look_s = -math.inf
+        self.over = False
+        self.exit_code: int | None = None
+        self.failure: ShuntServeError | None = None
+        self.state = "standby"
+        self.usd_per_h = 0.0
+        self.spent_usd = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """What this controller tells of itself beside its progress counter."""
+        memory = self._memory
+        return {
+            "state": self.state,
+            "spent_usd": round(self.spent_usd, 6),
+            "usd_per_h": round(self.usd_per_h, 6),
+            "failure": memory.last_failure if memory is not None else None,
+        }
+
+    def tick(self, now_s: float, now_unix_s: float) -> float:
+        """Advance; returns seconds until the next tick."""
+        try:
+            if not self._lease.tick(now_s):
+                self._forget()
+                return self._times.look_s / 2
+            if self._memory is None:
+                self._memory = self._recall()
+                self._next_look_s = now_s
+            if self._memory.closer is not None:
+                self._memory.closer.tick(now_s)
+            if now_s >= self._next_look_s:
+                self._next_look_s = now_s + self._times.look_s
+                self._act(self._memory, now_s, now_unix_s)
+                self._memory.timeline.flush(now_unix_s)
+        except Unavailable as error:  # the next tick goes on; the lease decides how long this may last
+            telemetry.emit(telemetry.Event.STORE_UNAVAILABLE, what="controller", job=self._id, error=str(error))
+        except ShuntServeError as error:
+            self._fail(error)
+        return 0.0 if self.over else min(0.1, self._times.look_s)
+
+    def leave(self) -> None:
+        """Stop acting and let another take over: nothing is drained, machines go on as long as their lease."""
+        self._end(None)
+
+    def close(self) -> None:
+        """However it is left, nothing of this process stays behind."""
+        if self._memory is not None and self._memory.closer is not None:
+            self._memory.closer.end()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- taking over -------------------------------------------------------------------------------------------------
+
+    @property
+    def _id(self) -> str:
+        return self._job.job_id
+
+    def _recall(self) -> _Memory:
+        """Read everything anew."""
+        self._job = job = self._work.current()
+        operations = job.operations
+        wants = tuple(
+            replace(want, offers=tuple(self._provider.price(offer) for offer in want.offers))
+            for want in read_offers(operations.fleet, operations.pools, operations.market)  # type: ignore[arg-type]
+        )
+        rules = self._lease.rules
+        observer = FleetObserver(self._bucket, self._id, self._provider, rules, self._times.patience)
+        timeline = Timeline(self._bucket, self._id, f"controller-{self._lease.incarnation}")
+        told = read_timeline(self._bucket, self._id)
+        memory = _Memory(job, wants, observer, timeline, InterruptionWatch(told))
+        memory.told = {(event.node, event.kind) for event in told.events}
+        memory.plan = fleet_records.newest_plan(self._bucket, self._id)
+        return memory
+
+    def _forget(self) -> None:
+        if self._memory is not None and self._memory.closer is not None:
+            self._memory.closer.end()
+        self._memory = None
+        self.state = "standby"
+
+    # -- phases ------------------------------------------------------------------------------------------------------
+
+    def _act(self, memory: _Memory, now_s: float, now_unix_s: float) -> None:
+        if memory.final is None:
+            memory.final = load_final(self._bucket, self._id)
+        if memory.manifest is None:
+            memory.manifest = load_manifest(self._bucket, self._id)
+        if memory.manifest is None:
+            self._phase(memory, "ingest", now_unix_s)
+            self.state = "ingesting"
+            self._beside("ingest", lambda: self._work.ingest(memory.job))
+            return
+        standing = control.standing(self._bucket, self._id)
+        if standing.adjusted != memory.adjusted:
+            memory.job, memory.adjusted = self._work.current(), dict(standing.adjusted)
+        if memory.final is None and self._awaits_approval(memory, standing, now_unix_s):
+            return
+        if memory.final is None:
+            self._phase(memory, "run", now_unix_s)
+        self._run(memory, memory.manifest, standing, now_s, now_unix_s)
+
+    def _phase(self, memory: _Memory, phase: str | None, now_unix_s: float) -> None:
+        """Say which phase the job is in now."""
+        if phase == memory.phase:
+            return
+        if memory.phase is not None:
+            memory.timeline.event(now_unix_s, "phase_ended", phase=memory.phase)
+        if phase is not None:
+            memory.timeline.event(now_unix_s, "phase_started", phase=phase)
+        memory.phase = phase
+        self._next_look_s = -math.inf
+
+    def _beside(self, what: str, do: Callable[[], Any]) -> Any:
+        """Run one long thing on a thread, once at a time; its value when it has ended, else None."""
+        if self._running is None:
+            self._running = (what, self._pool.submit(do))
+            return None
+        running, future = self._running
+        if not future.done():
+            return None
+        self._running = None
+        value = future.result()  # raises what it raised
+        return value if running == what else None
+
+    def _awaits_approval(self, memory: _Memory, standing: Standing, now_unix_s: float) -> bool:
+        """Make the proposal; True while somebody has to agree first and has not."""
+        proposal = propose(memory.job, memory.wants)
+        body = fleet_records.body(self._lease.incarnation, **proposal)
+        known = fleet_records.read(self._bucket, keys.proposal(self._id))
+        if known is None or {name: known.get(name) for name in proposal} != proposal:
+            self._bucket.put(keys.proposal(self._id), body)
+        if not proposal["approval_needed"] or standing.stopped is not None:
+            return False
+        if self._bucket.head(keys.approval(self._id)) is not None:
+            return False
+        self._phase(memory, "plan", now_unix_s)
+        self.state = "awaiting_approval"
+        if standing.paused is not None:
+            self._end(paused_exit_code(read_pause(standing.paused)))
+        return True
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def _run(self, memory: _Memory, manifest: Manifest, standing: Standing, now_s: float, now_unix_s: float) -> None:
+        if memory.watcher is None:
+            memory.watcher = Watcher(self._bucket, self._id, manifest)
+            bury_the_dead(self._bucket, self._id, memory.watcher.snapshot())
+        snapshot = memory.watcher.snapshot()
+        seen = memory.observer.look(now_s)
+        self.spent_usd = memory.observer.spent_usd(now_unix_s)
+        self.usd_per_h = sum(one.launch.usd_per_h for one in seen)
+        self._tell(memory, snapshot, seen, now_unix_s)
+        self._count_failures(memory, snapshot, seen)
+        paused = standing.paused or self._pause_by_limits(memory, snapshot, standing, now_unix_s)
+        leaving = snapshot.complete or paused is not None or standing.stopped is not None
+        self._renew_spending(memory, now_s)
+        world = self._world(memory, snapshot, standing, seen, leaving=leaving, now_s=now_s, now_unix_s=now_unix_s)
+        decision = decide(world)
+        self.state = "draining" if leaving else "running"
+        self._carry_out(memory, decision, seen, now_s, now_unix_s)
+        if standing.stopped is not None and not snapshot.complete:
+            self._close_job(memory, snapshot)
+        self._conclude(memory, manifest, snapshot, paused, fleet_gone=not seen, now_unix_s=now_unix_s)
+
+    def _world(
+        self,
+        memory: _Memory,
+        snapshot: Snapshot,
+        standing: Standing,
+        seen: tuple[Seen, ...],
+        *,
+        leaving: bool,
+        now_s: float,
+        now_unix_s: float,
+    ) -> World:
+        operations = memory.job.operations
+        cap_usd = math.inf if operations.max_cost_usd is None else operations.max_cost_usd
+        deadline = operations.deadline_unix_s
+        return World(
+            wants=memory.wants,
+            nodes=tuple(one.node for one in seen),
+            chunks_left=snapshot.chunks - snapshot.chunks_committed,
+            money=Money(self.spent_usd, cap_usd),
+            leaving=leaving,
+            stopped=standing.stopped is not None,
+            deadline_passed=deadline is not None and now_unix_s >= deadline,
+            cooling=frozenset(name for name, until_s in memory.cooling.items() if now_s < until_s),
+            failures_in_a_row=memory.failures,
+            desired=memory.plan.desired if memory.plan is not None else Desired(),
+            next_number=0 if memory.plan is None else memory.plan.number + 1,
+            drain_s=self._times.drain_s,
+        )
+
+    def _pause_by_limits(
+        self, memory: _Memory, snapshot: Snapshot, standing: Standing, now_unix_s: float
+    ) -> str | None:
+        """Pause the job when too many rows were rejected or cut off; the reason, when that has just been done."""
+        if standing.stopped is not None or snapshot.complete:
+            return None
+        limits = Limits.of(memory.job)
+        pause = limits.exceeded(
+            snapshot.rows_in, snapshot.rejected, snapshot.total("length_finishes"), snapshot.total("sequences_out")
+        )
+        return None if pause is None else self._pause(memory, pause, now_unix_s)
+
+    def _pause(self, memory: _Memory, pause: Pause, now_unix_s: float) -> str:
+        telemetry.emit(telemetry.Event.JOB_PAUSED, job=self._id, reason=str(pause))
+        control.pause(self._bucket, self._id, self._lease.incarnation, str(pause))
+        memory.timeline.event(now_unix_s, "pause", reason=str(pause))
+        return str(pause)
+
+    def _close_job(self, memory: _Memory, snapshot: Snapshot) -> None:
+        """The job was stopped: a worker without an engine commits what nobody holds."""
+        if memory.closer is None:
+            bury_the_dead(self._bucket, self._id, snapshot)
+            memory.closer = self._work.closer(memory.job)
+
+    def _conclude(
+        self,
+        memory: _Memory,
+        manifest: Manifest,
+        snapshot: Snapshot,
+        paused: str | None,
+        *,
+        fleet_gone: bool,
+        now_unix_s: float,
+    ) -> None:
+        """Finalize as soon as all is committed; end when the fleet has gone."""
+        if snapshot.complete and memory.final is None:
+            self._phase(memory, "finalize", now_unix_s)
+            self.state = "finalizing"
+            memory.final = self._beside("finalize", lambda: self._work.finalize(memory.job, manifest))
+            if memory.final is not None:
+                self._phase(memory, None, now_unix_s)
+                telemetry.emit(telemetry.Event.JOB_FINISHED, job=self._id, state=str(memory.final.state))
+        if not fleet_gone:
+            return
+        if memory.final is not None:
+            memory.timeline.flush(now_unix_s, force=True)
+            self._work.report(memory.job, manifest, memory.final)
+            final = memory.final
+            self._end(ended_exit_code(final.state, final.counts, memory.job.operations.max_reject_fraction))
+        elif paused is not None and not snapshot.complete:
+            self._phase(memory, None, now_unix_s)
+            memory.timeline.flush(now_unix_s, force=True)
+            self._end(paused_exit_code(read_pause(paused)))
+
+    # -- acting ------------------------------------------------------------------------------------------------------
+
+    def _carry_out(
+        self, memory: _Memory, decision: Decision, seen: tuple[Seen, ...], now_s: float, now_unix_s: float
+    ) -> None:
+        """Write the plan, end machines, stop or pause, launch. Each step can be repeated, and needs the lease."""
+        if memory.plan is None or decision.desired != memory.plan.desired:
+            if self._lease.must_stop(now_s):
+                return
+            self._write_plan(memory, decision, now_unix_s)
+        by_id = {one.launch.id: one for one in seen}
+        for end in decision.ends:
+            self._end_machine(memory, by_id[end.node], end.why, now_s, now_unix_s)
+        if decision.stop is not None:
+            telemetry.emit(telemetry.Event.JOB_STOPPED, job=self._id, reason=str(decision.stop))
+            control.stop(self._bucket, self._id, self._lease.incarnation, decision.stop)
+            memory.timeline.event(now_unix_s, "stop", reason=str(decision.stop))
+        if decision.pause is not None:
+            self._pause(memory, decision.pause, now_unix_s)
+        slots = list(seen)
+        for buy in decision.buys:
+            if self._lease.must_stop(now_s):
+                return
+            launched = self._launch(memory, buy.pool, buy.offer, slots, now_s, now_unix_s)
+            if launched is None:
+                return
+            slots.append(launched)
+
+    def _write_plan(self, memory: _Memory, decision: Decision, now_unix_s: float) -> None:
+        assert self._lease.epoch is not None
+        number = 0 if memory.plan is None else memory.plan.number + 1
+        reason = f"{len(decision.desired.pipelines)} pipelines, {len(decision.desired.leave)} nodes leave"
+        body = fleet_records.body(
+            self._lease.incarnation,
+            epoch=self._lease.epoch,
+            desired=decision.desired.to_json(),
+            reason=reason,
+            created_unix_s=now_unix_s,
+        )
+        if not self._bucket.create(keys.plan(self._id, number), body):
+            memory.plan = fleet_records.newest_plan(self._bucket, self._id)  # somebody else's: look again
+            return
+        memory.plan = PlanRecord(number, self._lease.epoch, decision.desired, reason, now_unix_s)
+        telemetry.emit(telemetry.Event.PLAN_WRITTEN, job=self._id, plan=number, reason=reason)
+        memory.timeline.event(now_unix_s, "plan", number=number, pipelines=len(decision.desired.pipelines))
+
+    def _end_machine(self, memory: _Memory, one: Seen, why: str, now_s: float, now_unix_s: float) -> None:
+        """Terminate, and write down that it has ended once the provider has it no more."""
+        launch_id = one.launch.id
+        asked_s = memory.terminated_s.get(launch_id)
+        if one.machine is not None or one.node.state is NodeState.LATE:
+            if asked_s is None or now_s - asked_s >= self._times.drain_s:
+                memory.terminated_s[launch_id] = now_s
+                self._provider.terminate(self._id, launch_id)
+            return
+        self._note_end(launch_id, why, now_unix_s)
+
+    def _note_end(self, launch_id: str, why: str, now_unix_s: float) -> None:
+        body = fleet_records.body(self._lease.incarnation, ended_unix_s=now_unix_s, why=why)
+        self._bucket.create(keys.launch_ended(self._id, launch_id), body)
+        telemetry.emit(telemetry.Event.MACHINE_ENDED, job=self._id, node=launch_id, why=why)
+
+    def _launch(
+        self, memory: _Memory, pool: str, offer: Offer, seen: list[Seen], now_s: float, now_unix_s: float
+    ) -> Seen | None:
+        """Write the intent, then ask for the machine; None when that failed or another controller was first."""
+        number = 1 + max((int(name[1:]) for name in memory.observer.launches), default=0)
+        slot = free_slot(seen)
+        record = LaunchRecord(
+            id=f"n{number:04d}",
+            pool=pool,
+            offer=offer.name,
+            instance_type=offer.instance_type,
+            zone=offer.zone,
+            market=offer.market,
+            usd_per_h=offer.usd_per_h or 0.0,
+            on_demand_usd_per_h=self._provider.on_demand_usd_per_h(offer),
+            slot=slot,
+            launched_unix_s=now_unix_s,
+        )
+        body = fleet_records.body(self._lease.incarnation, **record.to_json())
+        if not self._bucket.create(keys.launch(self._id, record.id), body):
+            return None
+        memory.observer.launches[record.id] = record
+        slots = sum(want.count for want in memory.wants)
+        try:
+            self._provider.launch(Launch(record.id, self._id, pool, offer, slot % slots, slots))
+        except (Unavailable, InvalidInput) as error:
+            memory.cooling[offer.name] = now_s + COOL_S
+            memory.last_failure = str(error)
+            telemetry.emit(telemetry.Event.LAUNCH_FAILED, job=self._id, node=record.id, error=str(error))
+            if isinstance(error, InvalidInput):
+                memory.failures += 1
+            self._provider.terminate(self._id, record.id)  # a launch whose reply was lost may have made one
+            self._note_end(record.id, f"not launched: {error.cause}", now_unix_s)
+            return None
+        telemetry.emit(telemetry.Event.MACHINE_LAUNCHED, job=self._id, node=record.id, pool=pool, offer=offer.name)
+        memory.timeline.event(now_unix_s, "launch", record.id, pool=pool, offer=offer.name)
+        return memory.observer.as_launched(record, now_s)
+
+    def _renew_spending(self, memory: _Memory, now_s: float) -> None:
+        """Machines may go on costing money for another lease."""
+        if now_s < memory.spending_due_s or self._lease.must_stop(now_s):
+            return
+        memory.spending_counter += 1
+        body = fleet_records.body(self._lease.incarnation, counter=memory.spending_counter)
+        self._bucket.put(keys.spending(self._id), body)
+        memory.spending_due_s = now_s + memory.job.operations.spending_lease_s / 6
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _tell(self, memory: _Memory, snapshot: Snapshot, seen: tuple[Seen, ...], now_unix_s: float) -> None:
+        """What is new, into the timeline."""
+        sample = Sample.of(
+            snapshot,
+            nodes=sum(one.node.state is NodeState.READY for one in seen),
+            spent_usd=self.spent_usd,
+            usd_per_h=self.usd_per_h,
+        )
+        memory.timeline.sample(now_unix_s, sample)
+        memory.interruptions.tell(now_unix_s, snapshot, memory.timeline)
+        for one in seen:
+            node = one.node
+            for kind, now in (
+                ("node_ready", node.state is NodeState.READY),
+                ("rebalance", node.rebalance),
+                ("notice", node.noticed),
+                ("node_lost", node.state is NodeState.LOST),
+            ):
+                if now and (node.id, kind) not in memory.told:
+                    memory.told.add((node.id, kind))
+                    memory.timeline.event(now_unix_s, kind, node.id, offer=node.offer)
+
+    def _count_failures(self, memory: _Memory, snapshot: Snapshot, seen: tuple[Seen, ...]) -> None:
+        """Machines on which nothing works, since the last commit."""
+        if snapshot.chunks_committed > memory.committed:
+            memory.committed, memory.failures = snapshot.chunks_committed, 0
+        for one in seen:
+            never_came = one.report is None and one.node.state in (NodeState.LOST, NodeState.LATE)
+            if (one.node.failure is not None or never_came) and one.launch.id not in memory.failed_nodes:
+                memory.failed_nodes.add(one.launch.id)
+                memory.failures += 1
+                memory.last_failure = one.node.failure or f"machine {one.launch.id} never reported"
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: ShuntServeError) -> None:
+        telemetry.emit(telemetry.Event.CONTROLLER_EXITED, job=self._id, outcome="failed", error=str(error))
+        if self._memory is not None:
+            self._memory.last_failure = str(error)
+        self.failure = error
+        self.state = "failed"
+        self.over = True
+
+    def _end(self, exit_code: int | None) -> None:
+        telemetry.emit(telemetry.Event.CONTROLLER_EXITED, job=self._id, outcome="ended", exit_code=exit_code)
+        self.state = "ended"
+        self.exit_code = exit_code
+        self.over = True
+
+
+def propose(job: ResolvedJob, wants: tuple[Want, ...]) -> dict[str, Any]:
+    """What the fleet would be and cost, and whether somebody has to agree first."""
+    usd_per_h = sum(want.count * max(offer.usd_per_h or 0.0 for offer in want.offers) for want in wants)
+    cap = job.operations.max_cost_usd
+    match job.operations.approval:
+        case "always":
+            needed = True
+        case "never":
+            needed = False
+        case _:
+            needed = usd_per_h > 0 and cap is None
+    return {
+        "pools": [
+            {"pool": want.name, "count": want.count, "usd_per_h": [offer.usd_per_h for offer in want.offers]}
+            for want in wants
+        ],
+        "usd_per_h": usd_per_h,
+        "max_cost_usd": cap,
+        "approval_needed": needed,
+    }

@@ -1,0 +1,138 @@
+"""The controller as a process: one `ControllerLoop` on a real clock, and how it is started so that it outlives us."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from shuntserve import telemetry
+from shuntserve.core.ledger import Rules
+from shuntserve.core.manifest import Manifest
+from shuntserve.core.resolved import ResolvedJob
+from shuntserve.errors import ShuntServeError, Unavailable
+from shuntserve.fleet.controller import ControllerLoop, ControllerTimes, Work
+from shuntserve.fleet.controller_lease import ControllerLease
+from shuntserve.fleet.provider import Provider
+from shuntserve.job import machine
+from shuntserve.job.adjust import current_job
+from shuntserve.job.carried import carried_type
+from shuntserve.job.final import Final
+from shuntserve.job.finalize import finalize
+from shuntserve.job.ingest import ingest
+from shuntserve.job.local import LocalWorkers
+from shuntserve.job.run import NO_ENGINE, RunRequest, output_place, worker_plan
+from shuntserve.job.worker_main import monotonic_s
+from shuntserve.store.port import Bucket
+
+
+def work_of(request: RunRequest, bucket: Bucket, job_id: str) -> Work:
+    """The long parts of the job on this machine."""
+
+    def finish(job: ResolvedJob, manifest: Manifest) -> Final:
+        place = output_place(bucket, job)
+        place.reserve(job_id, bucket.url, overwrite=request.overwrite)
+        return finalize(bucket, job, manifest, carried_type(job), place, uuid.uuid4().hex)
+
+    def closer(job: ResolvedJob) -> LocalWorkers:
+        plan = worker_plan(request, bucket, job)
+        log_dir = request.log_dir(job_id) / "closer"
+        return LocalWorkers(
+            bucket, replace(plan, environments=[{}], engine=NO_ENGINE, engine_options={}, log_dir=log_dir)
+        )
+
+    return Work(
+        current=lambda: current_job(bucket, job_id),
+        ingest=lambda job: ingest(bucket, job),
+        finalize=finish,
+        report=lambda job, manifest, final: None,
+        closer=closer,
+    )
+
+
+def run_controller(
+    request: RunRequest, bucket: Bucket, job_id: str, provider: Provider, times: ControllerTimes | None = None
+) -> int | None:
+    """Act for the job, or stand by until the one that acts is gone. Returns the job's exit code, None when asked to
+    leave before its end. Raises why the job cannot be run.
+
+    SIGTERM and SIGINT make it leave: machines go on, and another controller takes over.
+    """
+    job = current_job(bucket, job_id)
+    here = {
+        "host": socket.gethostname(),
+        "place": machine.place(),
+        "pid": os.getpid(),
+        "started_unix_s": time.time(),
+    }
+    loops: list[ControllerLoop] = []
+
+    def facts() -> dict[str, Any]:
+        return {**here, "told_unix_s": time.time(), **(loops[0].facts() if loops else {})}
+
+    rules = Rules(lease_s=job.operations.lease_s)
+    lease = ControllerLease(bucket, job_id, rules, lambda: secrets.token_hex(16), facts)
+    loop = ControllerLoop(bucket, job, provider, lease, work_of(request, bucket, job_id), times)
+    loops.append(loop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: loop.leave())
+    try:
+        while not loop.over:
+            time.sleep(loop.tick(monotonic_s(), time.time()))
+    finally:
+        loop.close()
+        _sign_off(lease)
+    if loop.failure is not None:
+        raise loop.failure
+    return loop.exit_code
+
+
+def _sign_off(lease: ControllerLease) -> None:
+    """Best effort: the lease would do as well."""
+    try:
+        lease.release()
+    except ShuntServeError as error:
+        telemetry.emit(telemetry.Event.STORE_UNAVAILABLE, what="controller sign-off", error=str(error))
+
+
+def command(request: RunRequest, job_id: str) -> list[str]:
+    """The command line of a controller that runs as `request` says."""
+    argv = [sys.executable, "-m", "shuntserve.cli.app", "controller", job_id, "--store", request.store_url]
+    argv += ["--data-dir", str(request.data_dir)]
+    if request.overwrite:
+        argv += ["--overwrite"]
+    if request.engine is not None:
+        argv += ["--worker-engine", request.engine]
+    if request.engine_options:
+        argv += ["--worker-engine-options", json.dumps(dict(request.engine_options))]
+    return argv
+
+
+def start_detached(request: RunRequest, job_id: str) -> int:
+    """Start a controller that outlives this process; its process id. Its log is in the job's log directory."""
+    log_dir = request.log_dir(job_id)
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with (log_dir / "controller.jsonl").open("ab") as log:
+            child = subprocess.Popen(
+                command(request, job_id), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+    except OSError as error:
+        raise Unavailable("controller", f"cannot be started: {error}", f"see {log_dir}") from error
+    return child.pid
+
+
+def end_machines(provider: Provider, job_id: str) -> list[str]:
+    """Terminate every machine of the job at once, drained or not; their ids. Raises Unavailable."""
+    ended = [machine.id for machine in provider.machines(job_id)]
+    for launch_id in ended:
+        provider.terminate(job_id, launch_id, at_once=True)
+    return ended

@@ -1,0 +1,115 @@
+"""The fleet as a controller sees it: launches, the machines behind them, and what their agents tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shuntserve.core.ledger import Rules, Watch
+from shuntserve.core.reconcile import Node, NodeState
+from shuntserve.errors import Unavailable
+from shuntserve.fleet.provider import Machine, Provider
+from shuntserve.job import fleet_records
+from shuntserve.job.fleet_records import LaunchRecord, NodeReport
+from shuntserve.store.port import Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a launch may take, on the observer's clock."""
+
+    machine_s: float = 60.0
+    """Until the provider knows the machine: a launch whose reply was lost, or a list that lags behind."""
+    agent_s: float = 900.0
+    """Until its agent reports: boot, packages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One machine of ours that has not ended. `machine` is None when the provider has none (any more)."""
+
+    launch: LaunchRecord
+    machine: Machine | None
+    report: NodeReport | None
+    node: Node
+
+
+@dataclass(slots=True)
+class FleetObserver:
+    """Looks again and again; remembers what has ended and since when it has watched what has not."""
+
+    bucket: Bucket
+    job_id: str
+    provider: Provider
+    rules: Rules
+    patience: Patience = field(default_factory=Patience)
+    launches: dict[str, LaunchRecord] = field(default_factory=dict)
+    _first_seen_s: dict[str, float] = field(default_factory=dict)
+    _watches: dict[str, Watch | None] = field(default_factory=dict)
+    _had_machine: set[str] = field(default_factory=set)
+
+    def look(self, now_s: float) -> tuple[Seen, ...]:
+        """Every machine that may still cost money, by launch. Raises Unavailable when the bucket cannot be read.
+
+        While the provider does not answer, every machine that had been there is taken to be there still: its agent's
+        silence tells when it is not.
+        """
+        self.launches = fleet_records.load_launches(self.bucket, self.job_id, self.launches)
+        machines: Mapping[str, Machine] | None
+        try:
+            machines = {machine.id: machine for machine in self.provider.machines(self.job_id)}
+        except Unavailable:
+            machines = None
+        open_launches = [launch for launch in self.launches.values() if launch.ended_unix_s is None]
+        return tuple(self._see(launch, machines, now_s) for launch in open_launches)
+
+    def _see(self, launch: LaunchRecord, machines: Mapping[str, Machine] | None, now_s: float) -> Seen:
+        since_s = self._first_seen_s.setdefault(launch.id, now_s)
+        machine = None if machines is None else machines.get(launch.id)
+        if machine is not None:
+            self._had_machine.add(launch.id)
+        report = fleet_records.read_node(self.bucket, self.job_id, launch.id)
+        if report is not None:
+            watch = self._watches.get(launch.id)
+            self._watches[launch.id] = self.rules.observe(watch, report.reading, now_s)
+        missing = machines is not None and machine is None
+        state = self._state(launch.id, report, missing, now_s - since_s)
+        node = Node(
+            launch.id,
+            launch.pool,
+            launch.offer,
+            launch.usd_per_h,
+            state,
+            noticed=report is not None and report.notice_unix_s is not None,
+            rebalance=report is not None and bool(report.facts.get("rebalance")),
+            failure=report.failure if report is not None else None,
+        )
+        return Seen(launch, machine, report, node)
+
+    def _state(self, launch_id: str, report: NodeReport | None, missing: bool, age_s: float) -> NodeState:
+        if report is None:
+            if missing and (launch_id in self._had_machine or age_s >= self.patience.machine_s):
+                return NodeState.LOST
+            return NodeState.LATE if age_s >= self.patience.agent_s else NodeState.LAUNCHING
+        if report.gone:
+            return NodeState.DRAINED
+        if missing or self.rules.is_dead(self._watches[launch_id]):
+            return NodeState.LOST
+        if report.facts.get("leaving") is not None:
+            return NodeState.LEAVING
+        return NodeState.READY
+
+    def as_launched(self, launch: LaunchRecord, now_s: float) -> Seen:
+        """A machine that has just been asked for."""
+        self._first_seen_s[launch.id] = now_s
+        return Seen(launch, None, None, Node(launch.id, launch.pool, launch.offer, launch.usd_per_h))
+
+    def spent_usd(self, now_unix_s: float) -> float:
+        """What all machines have cost so far."""
+        return fleet_records.spent_usd(list(self.launches.values()), now_unix_s)
+
+
+def free_slot(seen: Sequence[Seen]) -> int:
+    """The smallest number no machine of the fleet has."""
+    taken = {one.launch.slot for one in seen}
+    return next(slot for slot in range(len(taken) + 1) if slot not in taken)

@@ -1,0 +1,60 @@
+"""A stored job as it is to be run now: limits and places may be changed after it was submitted.
+
+`spec.json` is frozen. Every later change of `Operations` (another budget, another limit, another output) is an entry of
+the control log, so that a controller on another machine runs the job as its user last asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from shuntserve.core.near_miss import did_you_mean
+from shuntserve.core.resolved import Operations, ResolvedJob
+from shuntserve.core.specs import JobSpec
+from shuntserve.errors import Corrupt, InvalidInput
+from shuntserve.job import control
+from shuntserve.job.submission import load_job
+from shuntserve.store.port import Bucket
+
+_FIXED = frozenset({"lease_s"})
+"""All processes of a job must agree on these for its whole life."""
+
+
+def current_job(bucket: Bucket, job_id: str) -> ResolvedJob:
+    """The job with every change so far. Raises NotFound, Corrupt."""
+    job = load_job(bucket, job_id)
+    changes = control.standing(bucket, job_id).adjusted
+    try:
+        operations = Operations(**{**asdict(job.operations), **changes})
+    except TypeError as error:
+        raise Corrupt(f"job {job_id}", f"holds a setting that is not known: {error}", "upgrade shuntserve") from error
+    return replace(job, operations=replace(operations, pools=tuple(operations.pools)))
+
+
+def adjust(bucket: Bucket, job: ResolvedJob, writer: str) -> None:
+    """From now on the job is run with these operations. Nothing is written when it is already."""
+    before = asdict(current_job(bucket, job.job_id).operations)
+    wanted: dict[str, Any] = asdict(job.operations)
+    changes = {name: value for name, value in wanted.items() if name not in _FIXED and before[name] != value}
+    if changes:
+        control.adjust(bucket, job.job_id, writer, changes)
+
+
+def changed(job: ResolvedJob, changes: Mapping[str, Any]) -> ResolvedJob:
+    """The job with these operations, checked as a spec's settings are. Raises InvalidInput."""
+    names = [item.name for item in fields(Operations) if item.name not in _FIXED]
+    for name in changes:
+        if name not in names:
+            raise InvalidInput(f"setting {name!r}", "cannot be changed after submission", did_you_mean(name, names))
+    if "deadline_unix_s" in changes and not isinstance(changes["deadline_unix_s"], int | float):
+        raise InvalidInput("deadline_unix_s", "is not a Unix time", "give seconds since 1970")
+    asked = {name: value for name, value in changes.items() if name in JobSpec.model_fields}
+    checked = JobSpec(input=("checked",), model="checked", **{**_as_spec(job.operations), **asked})
+    values = {name: getattr(checked, name) for name in asked}
+    return replace(job, operations=replace(job.operations, **{**changes, **values}))
+
+
+def _as_spec(operations: Operations) -> dict[str, Any]:
+    return {name: value for name, value in asdict(operations).items() if name in JobSpec.model_fields}
