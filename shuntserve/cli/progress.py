@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from shuntserve.core.states import JobState, Pause
+from shuntserve.readable import duration
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -191,17 +192,6 @@ def summary_table(result: RunResult) -> Table:
         table.add_row(label, f"{summary[name]:,}")
     table.add_row("output", escape(str(summary["output"])))
     return table
-
-
-def duration(seconds: float) -> str:
-    """`3.2 s`, `4 min 05 s`, `2 h 03 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest_s = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest_s:02} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min"
 
 
 def _why_paused(result: RunResult) -> str:

@@ -19,22 +19,11 @@ from typing import Any
 
 from plots_svg import Bar, Point, bars, dumbbells, scatter
 
+from shuntserve import drawing
+
 KERNEL_TIMES = ("s/layer", "s/kernel")
 OURS = "ShuntServe"
 LEFT_OUT_SUMS = ("all rows", "all rows but layer profiles", "mean over GPUs")
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2733; --soft: #66788a; --line: #d5dde5; --paper: #ffffff;
-  --one: #2f6db3; --two: #d0662b; --three: #2f8f6b; --four: #8a5fb0; --five: #9a8320; --six: #b04a6c; --goal: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e3e9ef; --soft: #93a4b5; --line: #34404c; --paper: #14191f;
-  --one: #6fa8e6; --two: #ef935c; --three: #5fc29b; --four: #b994dc; --five: #cdb653; --six: #e27f9f;
-  --goal: #f2766d; } }
-body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; }
-p { margin: .2rem 0 .8rem; color: var(--soft); }
-svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; } svg text { fill: var(--ink); }
-svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); } svg .goal { stroke: var(--goal); }
-"""
 
 
 def main() -> int:
@@ -64,14 +53,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def page(report: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
     """The whole page."""
     parts = [*estimator_parts(report), *planner_parts(records)]
-    body = "\n".join(f"<h2>{escape(title)}</h2>\n<p>{escape(note)}</p>\n{svg}" for title, note, svg in parts)
-    missing = "" if records else "<p>No planner results were given.</p>\n"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>ShuntServe: estimator and planner</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>Estimator and planner against measurements and baselines</h1>\n{missing}{body}\n</body></html>\n"
+    body = "\n".join(
+        f'<h2>{escape(title)}</h2>\n<p class="note">{escape(note)}</p>\n{svg}' for title, note, svg in parts
     )
+    missing = "" if records else "<p>No planner results were given.</p>\n"
+    title = "Estimator and planner against measurements and baselines"
+    return drawing.page(f"ShuntServe: {title.lower()}", f"<h1>{title}</h1>\n{missing}{body}")
 
 
 # --- estimator ---

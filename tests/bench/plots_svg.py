@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-COLOURS = ("--one", "--two", "--three", "--four", "--five", "--six")
+from shuntserve.drawing import SERIES, legend, svg, text
+
 WIDTH, LABELS, ROW, RIGHT = 900, 250, 24, 90
 
 
@@ -42,20 +43,20 @@ def bars(rows: Sequence[Bar], axis: str, percent: bool = False) -> str:
     for index, row in enumerate(rows):
         y = ROW * index + 4
         opacity = 1.0 if row.strong else 0.55
-        parts.append(_text(LABELS - 8, y + 12, row.name, "end"))
+        parts.append(text(LABELS - 8, y + 12, row.name, "end"))
         width = max(row.value * scale, 0.5)
         parts.append(
             f'<rect x="{LABELS}" y="{y}" width="{width:.1f}" height="{ROW - 8}" fill="var(--one)" opacity="{opacity}"/>'
         )
-        parts.append(_text(LABELS + width + 6, y + 12, row.text))
+        parts.append(text(LABELS + width + 6, y + 12, row.text))
         if row.goal is not None:
             x = LABELS + row.goal * scale
             parts.append(
                 f'<line x1="{x:.1f}" y1="{y - 3}" x2="{x:.1f}" y2="{y + ROW - 5}" class="goal" stroke-width="2"/>'
             )
     height = ROW * len(rows) + 38
-    parts.append(_text(LABELS, height - 4, axis, css="soft"))
-    return _svg(parts, height, f"Bar chart: {axis}")
+    parts.append(text(LABELS, height - 4, axis, css="soft"))
+    return svg(parts, WIDTH, height + 6, f"Bar chart: {axis}", top=-4)
 
 
 def dumbbells(
@@ -73,22 +74,22 @@ def dumbbells(
     for index, (name, first, second) in enumerate(rows):
         y = ROW * index + 12
         a, b = LABELS + first * scale, LABELS + second * scale
-        text = f"{second:.1%}" if percent else f"{second:,.0f} {unit}, {second / first - 1:+.0%}"
-        parts.append(_text(LABELS - 8, y + 4, name, "end"))
+        words = f"{second:.1%}" if percent else f"{second:,.0f} {unit}, {second / first - 1:+.0%}"
+        parts.append(text(LABELS - 8, y + 4, name, "end"))
         parts.append(
             f'<line x1="{a:.1f}" y1="{y}" x2="{b:.1f}" y2="{y}" stroke="var(--soft)" stroke-width="2" opacity="0.6"/>'
         )
         parts.append(f'<circle cx="{a:.1f}" cy="{y}" r="5" fill="var(--one)"/>')
         parts.append(f'<circle cx="{b:.1f}" cy="{y}" r="5" fill="var(--two)"/>')
-        parts.append(_text(max(a, b) + 9, y + 4, text, css="soft"))
+        parts.append(text(max(a, b) + 9, y + 4, words, css="soft"))
     height = ROW * len(rows) + 38
     if goal is not None:
         x = LABELS + goal * scale
         parts.append(
             f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{ROW * len(rows)}" class="goal" stroke-dasharray="4 3"/>'
         )
-    parts += _legend([(name, COLOURS[i]) for i, name in enumerate(names)], LABELS, height - 4)
-    return _svg(parts, height, f"{names[0]} and {names[1]} by row")
+    parts += legend([(name, SERIES[i]) for i, name in enumerate(names)], LABELS, height - 4)
+    return svg(parts, WIDTH, height + 6, f"{names[0]} and {names[1]} by row", top=-4)
 
 
 def scatter(points: Sequence[Point], unit: str, x_unit: str = "", diagonal: bool = True, side: int = 520) -> str:
@@ -109,11 +110,11 @@ def scatter(points: Sequence[Point], unit: str, x_unit: str = "", diagonal: bool
     for power in range(math.ceil(x_low), math.floor(x_high) + 1):
         x, _ = at(10.0**power, 10**y_low)
         parts.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{top + height}" class="grid"/>')
-        parts.append(_text(x, top + height + 16, f"{10.0**power:g}", "middle", "soft"))
+        parts.append(text(x, top + height + 16, f"{10.0**power:g}", "middle", "soft"))
     for power in range(math.ceil(y_low), math.floor(y_high) + 1):
         _, y = at(10**x_low, 10.0**power)
         parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + width}" y2="{y:.1f}" class="grid"/>')
-        parts.append(_text(left - 6, y + 4, f"{10.0**power:g}", "end", "soft"))
+        parts.append(text(left - 6, y + 4, f"{10.0**power:g}", "end", "soft"))
     if diagonal:
         for factor, dash in ((1.0, ""), (1.2, "4 4"), (1 / 1.2, "4 4")):
             low = 10 ** (x_low + max(0.0, -math.log10(factor)))
@@ -124,22 +125,22 @@ def scatter(points: Sequence[Point], unit: str, x_unit: str = "", diagonal: bool
                 f' stroke-dasharray="{dash}"/>'
             )
     groups = list(dict.fromkeys(p.group for p in usable))
-    colour = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
+    colour = {group: SERIES[i % len(SERIES)] for i, group in enumerate(groups)}
     for p in usable:
         x, y = at(p.x, p.y)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="var({colour[p.group]})" opacity="0.65"/>')
         if p.note:
-            parts.append(_text(x + 7, y + 4, p.note, css="soft"))
+            parts.append(text(x + 7, y + 4, p.note, css="soft"))
     x_name, y_name = (f"measured, {unit}", f"predicted, {unit}") if diagonal else (x_unit, unit)
-    parts.append(_text(left + width / 2, top + height + 34, x_name, "middle"))
+    parts.append(text(left + width / 2, top + height + 34, x_name, "middle"))
     parts.append(
         f'<text x="14" y="{top + height / 2}" text-anchor="middle"'
         f' transform="rotate(-90 14 {top + height / 2})">{escape(y_name)}</text>'
     )
     if len(groups) > 1:
         for i, group in enumerate(groups):
-            parts += _legend([(group, colour[group])], left + width + 20, top + 16 + 20 * i)
-    return _svg(parts, top + height + 44, f"{y_name} against {x_name}")
+            parts += legend([(group, colour[group])], left + width + 20, top + 16 + 20 * i)
+    return svg(parts, WIDTH, top + height + 44 + 6, f"{y_name} against {x_name}", top=-4)
 
 
 def _decades(values: Sequence[float]) -> tuple[float, float]:
@@ -159,25 +160,5 @@ def _grid(most: float, scale: float, rows: int, percent: bool) -> list[str]:
         value, x = index * step, LABELS + index * step * scale
         parts.append(f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{ROW * rows}" class="grid"/>')
         label = f"{value:.0%}" if percent else f"{value:g}"
-        parts.append(_text(x, ROW * rows + 14, label, "middle", "soft"))
+        parts.append(text(x, ROW * rows + 14, label, "middle", "soft"))
     return parts
-
-
-def _legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> list[str]:
-    parts = []
-    for name, colour in entries:
-        parts.append(f'<circle cx="{x + 5:.1f}" cy="{y - 4:.1f}" r="5" fill="var({colour})"/>')
-        parts.append(_text(x + 14, y, name))
-        x += 30 + 7 * len(name)
-    return parts
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> str:
-    shown = f' class="{css}"' if css else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{shown}>{escape(text)}</text>'
-
-
-def _svg(parts: Sequence[str], height: float, label: str) -> str:
-    return (
-        f'<svg viewBox="0 -4 {WIDTH} {height + 6:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
