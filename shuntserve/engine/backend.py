@@ -25,6 +25,14 @@ class Progress:
     """At least this long, unchanged `steps` are no hang. 0: the supervisor's own threshold applies."""
 
 
+class BackendLost(Exception):
+    """The engine was lost before it was ready, and it is known how. Raised by `Backend.start`."""
+
+    def __init__(self, lost: EngineLost) -> None:
+        super().__init__(lost.detail)
+        self.lost = lost
+
+
 class Backend(Protocol):
     """An engine inside the engine process. Every method is called on the host's event loop.
 
@@ -36,7 +44,7 @@ class Backend(Protocol):
 
     async def start(self) -> EngineReady:
         """Bring the engine up. Raises `InvalidInput` when these options can never work (no such model, unknown option,
-        unsupported engine version); any other exception is a crash."""
+        unsupported engine version), `BackendLost` when it knows what happened; any other exception is a crash."""
         ...
 
     def submit(self, request: SequenceRequest) -> None:

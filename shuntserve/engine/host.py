@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, cast
 
 from shuntserve.engine import frames
-from shuntserve.engine.backend import Backend, Emit
+from shuntserve.engine.backend import Backend, BackendLost, Emit
 from shuntserve.engine.lifeline import die_with_parent, die_with_parent_in_children
 from shuntserve.engine.logtail import shortened
 from shuntserve.engine.port import Delta, EngineLost, LossKind, Refused
@@ -97,6 +97,8 @@ class Host(asyncio.Protocol):
             self._send(frames.Ready(await backend.start()))
             async with _background(self._pulse(backend)):
                 lost = await backend.lost()
+        except BackendLost as error:
+            lost = error.lost
         except InvalidInput as error:
             lost = EngineLost(LossKind.INVALID, str(error))
         except ShuntServeError as error:

@@ -69,7 +69,7 @@ def serve_store(generation: str, address: str) -> TCPStore:
     """The store of a new generation, in this process, on a free port of `address`. It lives as long as the object."""
     from torch.distributed import TCPStore
 
-    listener = socket.create_server((address, 0), family=_family(address), backlog=128)
+    listener = socket.create_server((address, 0), family=family_of(address), backlog=128)
     port = listener.getsockname()[1]
     store = TCPStore(
         address,
@@ -127,5 +127,6 @@ def interface_of(address: str) -> str:
     raise InvalidInput(f"address {address}", "is not one of this machine", f"use one of {', '.join(sorted(found))}")
 
 
-def _family(address: str) -> socket.AddressFamily:
+def family_of(address: str) -> socket.AddressFamily:
+    """IPv4 or IPv6."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from shuntserve.core.near_miss import did_you_mean
@@ -138,6 +140,44 @@ def model_facts(config: Any) -> ModelFacts:
         kv_heads=model.get_total_num_kv_heads(),
         mixed_attention=len(kinds) > 1 or bool(model.is_hybrid),
     )
+
+
+def shared_options(options: Any, config: Any) -> dict[str, Any]:
+    """What the leader tells the other nodes: its `VllmOptions`, with what vLLM resolved from its own hardware said
+    outright, since theirs may resolve differently."""
+    pipeline: PipelineOptions = options.pipeline
+    scheduler = config.scheduler_config
+    resolved = {
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "max_model_len": config.model_config.max_model_len,
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "enable_chunked_prefill": bool(scheduler.enable_chunked_prefill),
+        "async_scheduling": bool(scheduler.async_scheduling),
+        "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
+    }
+    return {
+        "model": options.model,
+        "revision": options.revision,
+        "tokenizer": options.tokenizer,
+        "tokenizer_revision": options.tokenizer_revision,
+        "scheduling_policy": options.scheduling_policy,
+        "engine": {**options.engine, **resolved},
+        "pipeline": {
+            "topology": pipeline.topology.to_json(),
+            "generation": pipeline.generation,
+            "address": pipeline.address,
+            "flows": pipeline.flows,
+            "executor": "plugin",
+        },
+        "config_sha256": config_sha256(options.model),
+    }
+
+
+def config_sha256(model: str) -> str | None:
+    """Of a model directory's configuration; None for a name on the hub."""
+    path = Path(model) / "config.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def flows_of(vllm_config: Any) -> int:

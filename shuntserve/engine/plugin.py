@@ -7,6 +7,7 @@ else's vLLM it does nothing.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from shuntserve.engine.lifeline import die_with_parent
 
@@ -19,3 +20,5 @@ def register() -> None:
     host_pid = os.environ.get(HOST_PID_VARIABLE)
     if host_pid and int(host_pid) != os.getpid():
         die_with_parent()
+        if not Path("/proc", host_pid).exists() and Path("/proc/self").exists():
+            os._exit(0)  # it ended before we were tied to it

@@ -8,17 +8,22 @@ the loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import os
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shuntserve.engine import compat, plugin, pulse
-from shuntserve.engine.backend import Emit, Progress
+from shuntserve.engine.backend import BackendLost, Emit, Progress
+from shuntserve.engine.formation import CAUSE_GRACE_S, Formation
+from shuntserve.engine.pipeline_options import shared_options
 from shuntserve.engine.port import EngineLost, EngineReady, LossKind, Refused, SequenceRequest
 from shuntserve.engine.process import loss_by_exit_status
+from shuntserve.engine.session import Session
 from shuntserve.engine.vllm_options import (
     VllmOptions,
     check_model,
@@ -51,6 +56,7 @@ class VllmBackend:
         """Id in the core of each sequence that is under way."""
         self._pulse = pulse.PulsePage()
         self._worker_died = asyncio.Event()
+        self._formation: Formation | None = None
 
     # --- life
 
@@ -58,6 +64,9 @@ class VllmBackend:
         compat.check_version()
         check_model(self._options.model)
         prepare_environment(self._options)
+        if self._options.unlike_stages and self._options.pipeline is not None:
+            self._formation = Formation(self._options.pipeline)
+            self._formation.open()
         os.environ[plugin.HOST_PID_VARIABLE] = str(os.getpid())
         os.environ[pulse.PULSE_VARIABLE] = self._pulse.path
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -66,19 +75,33 @@ class VllmBackend:
 
         config = vllm_config(self._options)
         compat.check_touch_points(v2_runner=config.use_v2_model_runner)
-        if self._options.unlike_stages and (pipeline := self._options.pipeline) is not None:
-            from shuntserve.engine.membership import MEMBERSHIP_VARIABLE, Membership, serve_store
-
-            self._store = serve_store(pipeline.generation, pipeline.address)
-            membership = Membership(pipeline.generation, pipeline.address, self._store.port, 0)
-            os.environ[MEMBERSHIP_VARIABLE] = membership.to_environment()
-        # Blocks the loop until the core is up, on purpose: its process must be started by the main thread (lifeline).
-        self._llm = AsyncLLM(config, executor_class(config, self._options), log_stats=False, log_requests=False)
+        if self._formation is not None:
+            self._formation.admit(shared_options(self._options, config))
         self._sequences = vllm_sequence
-        self._tasks = await self._llm.get_supported_tasks()
-        self._sender = asyncio.get_running_loop().create_task(self._send_mail())
-        await self._warm_up()
+        with self._explained():
+            # Blocks the loop until the core is up, on purpose: its process must be started by the main thread
+            # (lifeline).
+            self._llm = AsyncLLM(config, executor_class(config, self._options), log_stats=False, log_requests=False)
+            self._tasks = await self._llm.get_supported_tasks()
+            self._sender = asyncio.get_running_loop().create_task(self._send_mail())
+            await self._warm_up()
+        if self._formation is not None:
+            self._formation.running(self._local_death)
         return self._ready()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """When a pipeline's start fails because some part of it was lost, say so instead of what that looks like from
+        here."""
+        try:
+            yield
+        except Exception as error:
+            if self._formation is None:
+                raise
+            time.sleep(CAUSE_GRACE_S)  # nothing else is going on here any more
+            if (lost := self._formation.verdict()) is None:
+                raise
+            raise BackendLost(lost) from error
 
     async def _warm_up(self) -> None:
         """Two throw-away sequences: what a first step costs is paid here, and the pulse learns how long one may
@@ -117,6 +140,20 @@ class VllmBackend:
         return await self._cause_of_death(processes)
 
     async def _cause_of_death(self, processes: Sequence[Any]) -> EngineLost:
+        lost = await self._local_cause(processes)
+        if self._formation is None:
+            return lost
+        await asyncio.sleep(CAUSE_GRACE_S)
+        return self._formation.verdict(lost) or lost
+
+    def _local_death(self) -> bool:
+        """Whether the core or one of its workers here is dead already."""
+        if self._pulse.worker_exit() is not None:
+            return True
+        alive = Session(os.getsid(0)).members()
+        return any(process.pid not in alive for process in self._core_processes())
+
+    async def _local_cause(self, processes: Sequence[Any]) -> EngineLost:
         """By the core's exit status. vLLM's own monitor waits for the same processes, so the status may come late."""
         if (status := self._pulse.worker_exit()) is not None:
             return loss_by_exit_status("engine worker", status)
@@ -130,6 +167,8 @@ class VllmBackend:
         return EngineLost(LossKind.CRASHED, "the engine core's connection broke")
 
     async def stop(self) -> None:
+        if self._formation is not None:
+            self._formation.close()
         if self._sender is not None:
             self._sender.cancel()
         if self._llm is not None:
