@@ -167,10 +167,25 @@ SUBMISSIONS = "submissions"
 SUBMISSIONS_CLOCK = "submissions/.clock"
 
 
-def submission(name: str, rerun: str | None, which: str) -> str:
-    """What is known of a submission (`record`, `job`, `refused`), or of one rerun of it."""
-    return f"submissions/{name}/reruns/{rerun}/{which}.json" if rerun else f"submissions/{name}/{which}.json"
+def submission_record(name: str, number: int) -> str:
+    return f"submissions/{name}/{number:04d}/record.json"
+
+
+def submission_job(name: str, number: int) -> str:
+    return f"submissions/{name}/{number:04d}/job.json"
+
+
+def submission_refused(name: str, number: int) -> str:
+    return f"submissions/{name}/{number:04d}/refused.json"
+
+
+def upload_refused(name: str, fingerprint: str) -> str:
+    return f"submissions/{name}/refused/{fingerprint}.json"
+
+
+def upload_seen(name: str, fingerprint: str) -> str:
+    return f"submissions/{name}/seen/{fingerprint}.json"
 
 
 def submitted_identity(identity: str) -> str:
-    return f"submissions/.identities/{identity}.json"
+    return f"identities/{identity}.json"

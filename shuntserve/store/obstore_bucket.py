@@ -217,4 +217,9 @@ def presigner(make_store: Callable[[], S3Store]) -> Callable[[str], str | None]:
 
 
 def _info(meta: ObjectMeta) -> ObjectInfo:
-    return ObjectInfo(key=meta["path"], size_bytes=meta["size"], etag=meta["e_tag"])
+    return ObjectInfo(
+        key=meta["path"],
+        size_bytes=meta["size"],
+        etag=meta["e_tag"],
+        modified_unix_s=meta["last_modified"].timestamp(),
+    )

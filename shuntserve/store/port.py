@@ -23,6 +23,8 @@ class ObjectInfo:
     key: str
     size_bytes: int
     etag: str | None = None
+    modified_unix_s: float | None = None
+    """When it was written, by the store's own clock: comparable with other objects' of the same bucket alone."""
 
 
 class Bucket(Protocol):

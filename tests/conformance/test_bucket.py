@@ -357,3 +357,17 @@ def test_url_is_what_a_user_would_write(bucket: Bucket) -> None:
         bucket.get("absent")
     assert caught.value.thing == f"{bucket.url}/absent"
     assert caught.value.next_step
+
+
+def test_objects_tell_when_they_were_written(bucket: Bucket) -> None:
+    """By the bucket's own clock: a later write is never earlier than one before it, in a listing as in a head."""
+    bucket.put("first", b"1")
+    bucket.put("second", b"2")
+
+    listed = {info.key: info.modified_unix_s for info in bucket.list("")}
+    heads = {key: bucket.head(key) for key in listed}
+
+    assert listed["first"] is not None
+    assert listed["second"] is not None
+    assert listed["first"] <= listed["second"]
+    assert {key: head.modified_unix_s for key, head in heads.items() if head is not None} == listed
