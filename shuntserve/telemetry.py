@@ -55,6 +55,7 @@ class Event(StrEnum):
     JOB_STOPPED = "job_stopped"
     FINALIZE_STARTED = "finalize_started"
     FINALIZE_FINISHED = "finalize_finished"
+    REPORT_FAILED = "report_failed"
 
 
 FORBIDDEN_FIELDS = frozenset({"prompt", "messages", "text", "output_text", "content", "token_ids", "row_values"})
