@@ -34,7 +34,8 @@ svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); } svg .goal { 
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; color: var(--soft); font-size: .87rem; } td.n, th.n { text-align: right; }
+th { font-weight: 600; color: var(--soft); font-size: .87rem; }
+td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
 """
 
 

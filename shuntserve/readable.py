@@ -45,11 +45,12 @@ def share(part: float, whole: float) -> str:
     if whole <= 0:
         return "–"
     fraction = part / whole
+    if fraction in (0.0, 1.0):
+        return f"{fraction:.0%}"
     for digits in (1, 2, 3):
-        text = f"{fraction:.{digits}%}"
-        if float(text[:-1]) not in (0.0, 100.0) or fraction in (0.0, 1.0):
-            break
-    return text.replace(".0%", "%") if fraction in (0.0, 1.0) else text
+        if 0 < round(100 * fraction, digits) < 100:
+            return f"{fraction:.{digits}%}"
+    return "<0.001%" if fraction < 0.5 else ">99.999%"
 
 
 def moment(unix_s: float) -> str:

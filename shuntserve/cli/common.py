@@ -1,14 +1,36 @@
-"""What several commands share: opening the store, the command's own log."""
+"""What several commands share: their usual options, opening the store, the command's own log, where tables go."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
 
 from shuntserve.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from shuntserve.store.port import Bucket
+
+Store = Annotated[
+    str | None,
+    typer.Option("--store", help="Where jobs are kept: a directory or s3:// URL. Default: $SHUNTSERVE_STORE."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `shuntserve list` shows it.")]
+
+_PIPED_WIDTH = 400
+"""A program or a file that reads a table is given whole lines."""
+
+
+def console() -> Console:
+    """Standard output for tables."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
 def log_file(data_dir: Path) -> TextIO:

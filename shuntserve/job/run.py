@@ -31,6 +31,7 @@ from shuntserve.job.local import LocalWorkers, WorkerPlan
 from shuntserve.job.local_run import LocalRun
 from shuntserve.job.manifests import load_manifest
 from shuntserve.job.output_place import OutputPlace
+from shuntserve.job.report import load_report, write_report
 from shuntserve.job.submission import load_job, submit_spec
 from shuntserve.job.timeline import Timeline
 from shuntserve.job.watch import Snapshot
@@ -251,6 +252,8 @@ def _run(submitted: Submitted, plan: Callable[[], WorkerPlan], reporter: Reporte
                 lambda done: reporter.finalizing(done, manifest.chunks),
             )
         telemetry.emit(telemetry.Event.JOB_FINISHED, job=job.job_id, state=str(final.state))
+        if not ended or load_report(bucket, job.job_id) is None:
+            write_report(bucket, job, manifest, final, None, now_unix_s=time.time(), output_url=place.url)
     return RunResult(job, place.url, snapshot, time.monotonic() - began_s, final=final, pause=run.pause)
 
 

@@ -197,7 +197,7 @@ def _until_orphaned(loop: WorkerLoop) -> None:
 def _sign_off(bucket: Bucket, job_id: str, incarnations: Sequence[str], loop: WorkerLoop) -> None:
     """Say that we are gone, so that nobody waits for a lease to run out. Best effort: the lease would do as well."""
     for incarnation in incarnations:
-        facts = loop.report() if incarnation == loop.lease.incarnation else {}
+        facts = {**loop.report(), "ended_unix_s": time.time()} if incarnation == loop.lease.incarnation else {}
         try:
             bucket.put(keys.worker(job_id, incarnation), claims.worker_body(incarnation, -1, gone=True, facts=facts))
         except ShuntServeError as error:
