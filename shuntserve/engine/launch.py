@@ -98,8 +98,13 @@ class NodeProcess:
             )
 
     def exit_status(self) -> int | None:
-        """None while it lives; else see `node.Exit`, or the signal that ended it, negative."""
-        return self._child.poll() if self._child is not None else None
+        """None while it lives; else see `node.Exit`, or the signal that ended it, negative. Ask about once a second: a
+        node that somebody has stopped (SIGSTOP) cannot notice that its generation is over, so it is ended here."""
+        if self._child is None:
+            return None
+        if self._child.poll() is None and Session(self._child.pid).stopped():
+            self.stop()
+        return self._child.poll()
 
     @property
     def process_ids(self) -> tuple[int, ...]:
