@@ -128,8 +128,12 @@ def read_pause(reason: str) -> Pause:
     return Pause(reason) if reason in set(Pause) else Pause.REQUESTED
 
 
-def next_step(state: str, paused: str | None, job_id: str, failure: str | None = None) -> str:
-    """What the user can do now, in one sentence."""
+def next_step(
+    state: str, paused: str | None, job_id: str, failure: str | None = None, *, looked_after: bool = True
+) -> str:
+    """What the user can do now, in one sentence. `looked_after`: a controller or a worker is at work."""
+    if not looked_after and state in ("INGESTING", "WAITING", "RUNNING", "STOPPING", "FINALIZING"):
+        return f"nobody is at work on it; go on with: shuntserve resume {job_id}"
     match state:
         case "SUBMITTED":
             return f"start it: shuntserve resume {job_id}" if failure is None else f"mend this, then resume: {failure}"

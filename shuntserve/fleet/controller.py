@@ -24,7 +24,7 @@ from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.states import Pause, ended_exit_code, paused_exit_code, read_pause
 from shuntserve.errors import InvalidInput, ShuntServeError, Unavailable
 from shuntserve.fleet.controller_lease import ControllerLease
-from shuntserve.fleet.observe import FleetObserver, Patience, Seen, free_slot
+from shuntserve.fleet.observe import FleetObserver, Seen, free_slot
 from shuntserve.fleet.provider import Launch, Provider
 from shuntserve.job import control, fleet_records
 from shuntserve.job.control import Standing
@@ -45,11 +45,10 @@ COOL_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class ControllerTimes:
-    """How often it looks, and how long it bears with machines."""
+    """How often it looks, and how long machines are given to drain."""
 
     look_s: float = 1.0
     drain_s: float = 30.0
-    patience: Patience = field(default_factory=Patience)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +179,7 @@ class ControllerLoop:
             for want in read_offers(operations.fleet, operations.pools, operations.market)  # type: ignore[arg-type]
         )
         rules = self._lease.rules
-        observer = FleetObserver(self._bucket, self._id, self._provider, rules, self._times.patience)
+        observer = FleetObserver(self._bucket, self._id, self._provider, rules)
         timeline = Timeline(self._bucket, self._id, f"controller-{self._lease.incarnation}")
         told = read_timeline(self._bucket, self._id)
         memory = _Memory(job, wants, observer, timeline, InterruptionWatch(told))

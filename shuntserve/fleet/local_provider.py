@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import psutil
 from shuntserve.core.offers import Offer
 from shuntserve.errors import Unavailable
 from shuntserve.fleet import local_machine
-from shuntserve.fleet.provider import Launch, Machine
+from shuntserve.fleet.provider import Launch, Machine, Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,15 @@ class LocalProvider:
 
     def __init__(self, command: AgentCommand) -> None:
         self._command = command
-        self._root = command.data_dir / "machines"
+        # Two stores may hold the same job: their machines have nothing to do with each other.
+        store = hashlib.sha256(command.store_url.encode()).hexdigest()[:8]
+        self._root = command.data_dir / "machines" / store
         self._children: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def patience(self) -> Patience:
+        """A process is there at once; its agent imports for a while."""
+        return Patience(machine_s=15.0, agent_s=120.0)
 
     def directory(self, job_id: str, launch_id: str) -> Path:
         """Where a machine's files are."""

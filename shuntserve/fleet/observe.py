@@ -15,16 +15,6 @@ from shuntserve.store.port import Bucket
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a launch may take, on the observer's clock."""
-
-    machine_s: float = 60.0
-    """Until the provider knows the machine: a launch whose reply was lost, or a list that lags behind."""
-    agent_s: float = 900.0
-    """Until its agent reports: boot, packages."""
-
-
-@dataclass(frozen=True, slots=True)
 class Seen:
     """One machine of ours that has not ended. `machine` is None when the provider has none (any more)."""
 
@@ -42,7 +32,6 @@ class FleetObserver:
     job_id: str
     provider: Provider
     rules: Rules
-    patience: Patience = field(default_factory=Patience)
     launches: dict[str, LaunchRecord] = field(default_factory=dict)
     _first_seen_s: dict[str, float] = field(default_factory=dict)
     _watches: dict[str, Watch | None] = field(default_factory=dict)
@@ -88,9 +77,9 @@ class FleetObserver:
 
     def _state(self, launch_id: str, report: NodeReport | None, missing: bool, age_s: float) -> NodeState:
         if report is None:
-            if missing and (launch_id in self._had_machine or age_s >= self.patience.machine_s):
+            if missing and (launch_id in self._had_machine or age_s >= self.provider.patience.machine_s):
                 return NodeState.LOST
-            return NodeState.LATE if age_s >= self.patience.agent_s else NodeState.LAUNCHING
+            return NodeState.LATE if age_s >= self.provider.patience.agent_s else NodeState.LAUNCHING
         if report.gone:
             return NodeState.DRAINED
         if missing or self.rules.is_dead(self._watches[launch_id]):

@@ -38,8 +38,23 @@ class Machine:
     running: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a launch may take before it counts as failed, on the observer's clock."""
+
+    machine_s: float = 60.0
+    """Until the provider knows the machine: a launch whose reply was lost, or a list that lags behind."""
+    agent_s: float = 900.0
+    """Until its agent reports: boot, packages."""
+
+
 class Provider(Protocol):
     """Where machines come from."""
+
+    @property
+    def patience(self) -> Patience:
+        """How long its launches may take."""
+        ...
 
     def price(self, offer: Offer) -> Offer:
         """The offer with its price, as it is now. Raises InvalidInput when nothing is known of such a machine."""

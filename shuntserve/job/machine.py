@@ -29,7 +29,10 @@ def is_gone(facts: Mapping[str, Any]) -> bool:
     if facts.get("place") != place():
         return False
     try:
-        created_unix_s = psutil.Process(int(facts["pid"])).create_time()
+        process = psutil.Process(int(facts["pid"]))
+        if process.status() == psutil.STATUS_ZOMBIE:  # ended, and nobody has asked how
+            return True
+        created_unix_s = process.create_time()
     except (psutil.NoSuchProcess, KeyError, ValueError):
         return "pid" in facts
     except psutil.AccessDenied:

@@ -114,6 +114,11 @@ class JobStatus:
         return _CONTROLLER_STATES.get(str(controller.facts.get("state")))
 
     @property
+    def controller_epoch(self) -> int:
+        """The newest epoch of control; -1 before the first."""
+        return -1 if self.fleet.controller is None else self.fleet.controller.epoch
+
+    @property
     def controller_alive(self) -> bool:
         """Whether a controller acts, as far as can be seen from here.
 
@@ -252,7 +257,13 @@ class JobStatus:
             "stopped_by": None if self.standing.stopped is None else str(self.standing.stopped),
             "failure": self.failure,
             "exit_code": self.exit_code,
-            "next_step": next_step(self.state, self.standing.paused, self.job.job_id, self.failure),
+            "next_step": next_step(
+                self.state,
+                self.standing.paused,
+                self.job.job_id,
+                self.failure,
+                looked_after=self.controller_alive or bool(self.live_workers),
+            ),
         }
 
     @property
