@@ -119,6 +119,9 @@ class Decision:
 
 MOST_FAILURES_IN_A_ROW = 4
 """After so many machines on which nothing worked the job is paused: more of them would only cost money."""
+MOST_MACHINES_EACH = 2
+"""So many machines a pool has at most for each one wanted: where every replacement is soon at risk as well, buying more
+of them would never end."""
 
 
 def decide(world: World) -> Decision:
@@ -200,7 +203,8 @@ def _buys(world: World, nodes: Sequence[Node]) -> tuple[Buy, ...]:
     buys: list[Buy] = []
     for want in world.wants:
         have = sum(_healthy(node) and node.pool == want.name for node in nodes)
-        for _ in range(want.count - have):
+        held = sum(node.pool == want.name for node in nodes)
+        for _ in range(min(want.count - have, MOST_MACHINES_EACH * want.count - held)):
             offer = next((offer for offer in want.offers if offer.name not in world.cooling), None)
             if room <= 0 or offer is None:
                 break
