@@ -26,19 +26,21 @@ class Settings:
     vllm_cpu_kvcache_space: str | None = None
     worker_engine: str | None = None
     worker_engine_options: str = "{}"
+    ec2_file: Path = Path("ec2.yaml")
+    """Where the facts of the AWS account are (`fleet.ec2_settings`)."""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
         """SHUNTSERVE_STORE (bucket URL), SHUNTSERVE_LOG (level), XDG_DATA_HOME (where per-user data goes);
         SHUNTSERVE_WORKER_ENGINE (`module:function`) and SHUNTSERVE_WORKER_ENGINE_OPTIONS (JSON) for another engine than
-        vLLM.
+        vLLM; SHUNTSERVE_EC2 (default: `shuntserve/ec2.yaml` in XDG_CONFIG_HOME, which is ~/.config): the facts of the
+        AWS account.
 
         Raises InvalidInput when the level is none.
         """
-        data_home = environment.get("XDG_DATA_HOME") or str(
-            Path(environment.get("HOME") or "~").expanduser() / ".local/share"
-        )
-        data_dir = Path(data_home) / "shuntserve"
+        home = Path(environment.get("HOME") or "~").expanduser()
+        data_dir = Path(environment.get("XDG_DATA_HOME") or home / ".local/share") / "shuntserve"
+        config_dir = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "shuntserve"
         level = environment.get("SHUNTSERVE_LOG", "info").lower()
         if level not in LOG_LEVELS:
             raise InvalidInput("SHUNTSERVE_LOG", f"{level!r} is not a log level", f"use one of {', '.join(LOG_LEVELS)}")
@@ -50,6 +52,7 @@ class Settings:
             vllm_cpu_kvcache_space=environment.get("VLLM_CPU_KVCACHE_SPACE"),
             worker_engine=environment.get("SHUNTSERVE_WORKER_ENGINE") or None,
             worker_engine_options=environment.get("SHUNTSERVE_WORKER_ENGINE_OPTIONS") or "{}",
+            ec2_file=Path(environment.get("SHUNTSERVE_EC2") or config_dir / "ec2.yaml"),
         )
 
 

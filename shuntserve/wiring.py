@@ -13,6 +13,7 @@ from shuntserve.errors import InvalidInput
 from shuntserve.fleet.local_provider import AgentCommand, LocalProvider
 from shuntserve.fleet.provider import Provider
 from shuntserve.job.run import RunRequest
+from shuntserve.settings import settings
 
 VLLM_BACKEND = "shuntserve.engine.vllm_backend:VllmBackend"
 STANDIN_BACKEND = "shuntserve.sim.standin:StandinBackend"
@@ -60,4 +61,18 @@ def provider_of(request: RunRequest, job: ResolvedJob) -> Provider:
     )
     if job.operations.fleet == "local":
         return LocalProvider(command)
-    raise InvalidInput(f"fleet {job.operations.fleet}", "is not known", "choose local")
+    return _ec2_provider(command)
+
+
+def _ec2_provider(command: AgentCommand) -> Provider:
+    if not command.store_url.startswith("s3://"):
+        raise InvalidInput(f"store {command.store_url}", "cannot be reached from EC2", "choose an s3:// URL")
+    try:
+        from shuntserve.fleet import ec2
+    except ImportError as error:
+        raise InvalidInput("fleet ec2", f"needs {error.name}", "pip install 'shuntserve[aws]'") from error
+    from shuntserve.catalog import load_catalog, user_directory
+    from shuntserve.fleet.ec2_settings import read_ec2_settings
+
+    account = read_ec2_settings(settings().ec2_file)
+    return ec2.Ec2Provider(ec2.connect(account), account, command, load_catalog(user_directory()))
