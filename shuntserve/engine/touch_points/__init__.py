@@ -10,6 +10,7 @@ from __future__ import annotations
 from shuntserve.engine.touch_point import TouchPoint
 from shuntserve.engine.touch_points.core import CORE
 from shuntserve.engine.touch_points.frontend import FRONTEND
+from shuntserve.engine.touch_points.pipeline import PIPELINE
 from shuntserve.engine.touch_points.worker import WORKERS
 
-TOUCH_POINTS: tuple[TouchPoint, ...] = (*FRONTEND, *CORE, *WORKERS)
+TOUCH_POINTS: tuple[TouchPoint, ...] = (*FRONTEND, *CORE, *WORKERS, *PIPELINE)
