@@ -19,7 +19,8 @@ class SequenceRequest:
 
     `params` are resolved sampling parameters in vLLM's names (JSON values, always with `seed`, never `n`).
     `prior_token_ids` were generated earlier; the engine continues after them exactly as if it had generated them
-    itself, so `params` are the original ones (max_tokens is not reduced).
+    itself, so `params` are the original ones (max_tokens is not reduced). A smaller `priority` is more urgent; it
+    counts in engines whose scheduling policy is "priority" (`engine.seats` has the rules).
     """
 
     seq_id: str

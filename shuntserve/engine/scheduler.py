@@ -1,4 +1,4 @@
-"""vLLM's schedulers, taught to continue sequences and to show their pulse."""
+"""vLLM's schedulers, taught to continue sequences, to seat the urgent first and to show their pulse."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vllm.v1.request import RequestStatus
 from shuntserve.engine import plugin
 from shuntserve.engine.pulse import StepClock
 from shuntserve.engine.resume import prior_of, split_prior
+from shuntserve.engine.seats import UrgentFirstMixin
 
 Features = tuple[bool, ...]
 
@@ -101,9 +102,9 @@ def _waits_for_grammar(request: Any) -> bool:
     return bool(request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)
 
 
-class ResumeScheduler(ResumeMixin, Scheduler):
+class ResumeScheduler(ResumeMixin, UrgentFirstMixin, Scheduler):
     """For engines that wait for each step's output before scheduling the next."""
 
 
-class ResumeAsyncScheduler(ResumeMixin, AsyncScheduler):
+class ResumeAsyncScheduler(ResumeMixin, UrgentFirstMixin, AsyncScheduler):
     """For engines that schedule ahead (vLLM's default on GPUs)."""

@@ -74,6 +74,54 @@ CORE: tuple[TouchPoint, ...] = (
         takes("self", "scheduler_output", "model_runner_output"),
     ),
     TouchPoint(
+        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        "seats",
+        "admits those who wait as long as seats are free, counted like this, in the queue's order",
+        mentions(
+            r"num_running = len\(self\.running\) \+ self\.num_waiting_for_streaming_input",
+            r"if num_running >= self\.max_num_active_reqs:",
+            r"request = request_queue\.peek_request\(\)",
+            r"if request\.num_stale_output_tokens and not request\.drop_stale_output:",
+        ),
+    ),
+    TouchPoint(
+        "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",
+        "seats",
+        "takes a row's seat and memory, keeps its tokens, and lets it wait again",
+        both(
+            takes("self", "request", "timestamp"),
+            mentions(
+                r"request\.num_computed_tokens = 0",
+                r"request\.num_stale_output_tokens = request\.num_in_flight_tokens",
+                r"self\.waiting\.prepend_request\(request\)",
+            ),
+        ),
+    ),
+    TouchPoint(
+        "vllm.v1.core.sched.scheduler:Scheduler._request_blocks_can_be_freed",
+        "seats",
+        "says whether a row's memory is there for others at once",
+        takes("self", "request"),
+    ),
+    TouchPoint(
+        "vllm.v1.core.sched.scheduler:Scheduler._make_cached_request_data",
+        "seats",
+        "a row that was not in the last step is sent to the worker anew",
+        mentions(r"if req_id not in self\.prev_step_scheduled_req_ids:"),
+    ),
+    TouchPoint(
+        "vllm.v1.core.sched.request_queue:PriorityRequestQueue",
+        "seats",
+        "the most urgent comes first, in peek_request and in iteration",
+        both(has("peek_request"), mentions(r"yield heapq\.heappop\(heap_copy\)")),
+    ),
+    TouchPoint(
+        "vllm.v1.core.sched.request_queue:SchedulingPolicy",
+        "seats",
+        "says whether priorities count",
+        has("PRIORITY"),
+    ),
+    TouchPoint(
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
         "scheduler",
         "the variant that schedules ahead is a Scheduler",
