@@ -22,7 +22,7 @@ from shuntserve.core.states import Pause, StopCode
 from shuntserve.errors import Conflict
 from shuntserve.fleet.controller_main import end_machines, start_detached
 from shuntserve.job import control, fleet_records
-from shuntserve.job.adjust import adjust, changed, current_job
+from shuntserve.job.adjust import change, current_job, resubmitted
 from shuntserve.job.final import load_final
 from shuntserve.job.parts import Part
 from shuntserve.job.run import (
@@ -60,7 +60,7 @@ def submit(
     """
     request = request_for(store, workers=workers, overwrite=overwrite, **more)
     submitted = submit_job(request, spec, Silent())
-    adjust(submitted.bucket, submitted.job, uuid.uuid4().hex)
+    resubmitted(submitted.bucket, submitted.job, uuid.uuid4().hex)
     return Job(request, submitted)
 
 
@@ -139,7 +139,7 @@ class Job:
         """Go on after a pause; `changes` are settings such as `max_reject_fraction=1`. Starts a controller."""
         bucket, writer = self._submitted.bucket, uuid.uuid4().hex
         if changes:
-            adjust(bucket, changed(current_job(bucket, self.job_id), changes), writer)
+            change(bucket, self.job_id, changes, writer)
         control.resume(bucket, self.job_id, writer)
         return self.start()
 

@@ -48,6 +48,8 @@ class Operations:
     checkpoint_interval_s: float = 10.0
     lease_s: float = 15.0
     deadline_unix_s: float | None = None
+    deadline: str | None = None
+    """As the user wrote it. The same duration submitted again is the same deadline, not a later one."""
     expected_workers: int = 2
     fleet: str = "local"
     """Who provides machines: `local` (processes of the controller's machine) or `ec2`."""
@@ -118,9 +120,11 @@ class ResolvedJob:
         The two have one identity, so they differ only in places (input, model, output), limits and capacity options:
         those are the later one's. The lease stays as stored, because all workers of a job must agree on it.
         """
+        before, now = self.operations, current.operations
+        kept = before.deadline_unix_s if now.deadline == before.deadline else now.deadline_unix_s
         return replace(
             current,
-            operations=replace(current.operations, lease_s=self.operations.lease_s),
+            operations=replace(now, lease_s=before.lease_s, deadline_unix_s=kept),
             package_version=self.package_version,
             engine_version=self.engine_version,
         )

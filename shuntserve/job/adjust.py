@@ -33,13 +33,31 @@ def current_job(bucket: Bucket, job_id: str) -> ResolvedJob:
     return replace(job, operations=replace(operations, pools=tuple(operations.pools)))
 
 
-def adjust(bucket: Bucket, job: ResolvedJob, writer: str) -> None:
-    """From now on the job is run with these operations. Nothing is written when it is already."""
-    before = asdict(current_job(bucket, job.job_id).operations)
+def resubmitted(bucket: Bucket, job: ResolvedJob, writer: str) -> None:
+    """Take note of what this submission asks for otherwise than the one before it; of nothing else.
+
+    So a flow that attaches to its job again, with the parameters it always had, takes back no limit that somebody has
+    raised since.
+    """
+    before = control.standing(bucket, job.job_id).submitted
+    stored = {**asdict(load_job(bucket, job.job_id).operations), **before}
     wanted: dict[str, Any] = asdict(job.operations)
-    changes = {name: value for name, value in wanted.items() if name not in _FIXED and before[name] != value}
+    changes = {name: value for name, value in wanted.items() if name not in _FIXED and _differs(stored[name], value)}
+    if "deadline" not in changes:
+        changes.pop("deadline_unix_s", None)
     if changes:
-        control.adjust(bucket, job.job_id, writer, changes)
+        control.adjust(bucket, job.job_id, writer, changes, submitted=True)
+
+
+def _differs(one: Any, other: Any) -> bool:
+    """Whether two settings differ; JSON knows no tuples."""
+    return (list(one) if isinstance(one, tuple) else one) != (list(other) if isinstance(other, tuple) else other)
+
+
+def change(bucket: Bucket, job_id: str, changes: Mapping[str, Any], writer: str) -> None:
+    """Change settings of a job. Raises InvalidInput."""
+    now = asdict(changed(current_job(bucket, job_id), changes).operations)
+    control.adjust(bucket, job_id, writer, {name: now[name] for name in changes}, submitted=False)
 
 
 def changed(job: ResolvedJob, changes: Mapping[str, Any]) -> ResolvedJob:

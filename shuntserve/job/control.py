@@ -33,7 +33,9 @@ class Standing:
     paused: str | None = None
     stopped: StopCode | None = None
     adjusted: Mapping[str, Any] = field(default_factory=dict)
-    """Operations that were changed after the submission."""
+    """Operations that were changed after the first submission."""
+    submitted: Mapping[str, Any] = field(default_factory=dict)
+    """Of them, what later submissions have asked for."""
 
 
 def pause(bucket: Bucket, job_id: str, writer: str, reason: str) -> None:
@@ -51,9 +53,10 @@ def stop(bucket: Bucket, job_id: str, writer: str, code: StopCode) -> None:
     _append(bucket, job_id, {"writer": writer, "action": str(Action.CANCEL), "code": str(code)})
 
 
-def adjust(bucket: Bucket, job_id: str, writer: str, changes: Mapping[str, Any]) -> None:
-    """Change how the job is run from now on (`core.resolved.Operations`)."""
-    _append(bucket, job_id, {"writer": writer, "action": str(Action.ADJUST), "operations": dict(changes)})
+def adjust(bucket: Bucket, job_id: str, writer: str, changes: Mapping[str, Any], *, submitted: bool) -> None:
+    """Change how the job is run from now on (`core.resolved.Operations`). `submitted`: by submitting it again."""
+    entry = {"writer": writer, "action": str(Action.ADJUST), "operations": dict(changes), "submitted": submitted}
+    _append(bucket, job_id, entry)
 
 
 def _append(bucket: Bucket, job_id: str, entry: Mapping[str, Any]) -> None:
@@ -69,6 +72,7 @@ def standing(bucket: Bucket, job_id: str) -> Standing:
     paused: str | None = None
     stopped: StopCode | None = None
     adjusted: dict[str, Any] = {}
+    submitted: dict[str, Any] = {}
     for info in bucket.list(keys.control(job_id)):
         entry = claims.load(info.key, bucket.get(info.key))
         match entry["action"]:
@@ -80,7 +84,8 @@ def standing(bucket: Bucket, job_id: str) -> Standing:
                 stopped = stopped or StopCode(entry["code"])
             case Action.ADJUST:
                 adjusted |= entry["operations"]
-    return Standing(paused, stopped, adjusted)
+                submitted |= entry["operations"] if entry["submitted"] else {}
+    return Standing(paused, stopped, adjusted, submitted)
 
 
 def _last_number(bucket: Bucket, job_id: str) -> int:

@@ -111,6 +111,7 @@ def resolve(
             deadline_unix_s=None
             if spec.deadline is None
             else parse_deadline(spec.deadline, time.time() if now_unix_s is None else now_unix_s),
+            deadline=None if spec.deadline is None else str(spec.deadline),
             expected_workers=spec.expected_workers,
             fleet=spec.fleet,
             pools=spec.pools,
