@@ -10,8 +10,9 @@ one that cannot renew its lease stops acting.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +39,9 @@ from shuntserve.job.timeline import Sample, Timeline, read_timeline
 from shuntserve.job.watch import Snapshot, Watcher
 from shuntserve.store import keys
 from shuntserve.store.port import Bucket
+
+Beside = Callable[[Callable[[], Any]], "Future[Any]"]
+"""Starts one long thing and does not wait for it."""
 
 COOL_S = 180.0
 """An offer that failed is not asked for again for so long; capacity comes back in minutes, not in seconds."""
@@ -85,6 +89,7 @@ class _Memory:
     terminated_s: dict[str, float] = field(default_factory=dict)
     cooling: dict[str, float] = field(default_factory=dict)
     """Offer → until when."""
+    paused: bool = False
     failures: int = 0
     failed_nodes: set[str] = field(default_factory=set)
     last_failure: str | None = None
@@ -94,8 +99,26 @@ class _Memory:
     spending_counter: int = 0
 
 
+def on_a_thread(do: Callable[[], Any]) -> Future[Any]:
+    """Run it on a thread that does not keep the process alive: whatever it does may be broken off."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(do())
+        except BaseException as error:  # whoever asks for the value gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="work", daemon=True).start()
+    return future
+
+
 class ControllerLoop:
-    """One controller process. `tick` until `over`; then `exit_code`, or `failure`, tells how it ended."""
+    """One controller process. `tick` until `over`; then `exit_code`, or `failure`, tells how it ended.
+
+    `clock_s` is the clock of `tick`'s `now_s`: requests may take long, so it is asked again before each deed whether
+    the lease still runs.
+    """
 
     def __init__(
         self,
@@ -104,15 +127,18 @@ class ControllerLoop:
         provider: Provider,
         lease: ControllerLease,
         work: Work,
+        clock_s: Callable[[], float],
         times: ControllerTimes | None = None,
+        beside: Beside = on_a_thread,
     ) -> None:
         self._bucket = bucket
         self._job = job
         self._provider = provider
         self._lease = lease
         self._work = work
+        self._clock_s = clock_s
         self._times = times or ControllerTimes()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="work")
+        self._start_beside = beside
         self._running: tuple[str, Future[Any]] | None = None
         self._memory: _Memory | None = None
         self._next_look_s = -math.inf
@@ -130,7 +156,7 @@ class ControllerLoop:
             "state": self.state,
             "spent_usd": round(self.spent_usd, 6),
             "usd_per_h": round(self.usd_per_h, 6),
-            "failure": memory.last_failure if memory is not None else None,
+            "failure": str(self.failure) if self.failure else memory.last_failure if memory is not None else None,
         }
 
     def tick(self, now_s: float, now_unix_s: float) -> float:
@@ -149,6 +175,8 @@ class ControllerLoop:
                 self._act(self._memory, now_s, now_unix_s)
                 self._memory.timeline.flush(now_unix_s)
         except Unavailable as error:  # the next tick goes on; the lease decides how long this may last
+            if self._memory is not None:
+                self._memory.observer.could_not_read()
             telemetry.emit(telemetry.Event.STORE_UNAVAILABLE, what="controller", job=self._id, error=str(error))
         except ShuntServeError as error:
             self._fail(error)
@@ -162,7 +190,6 @@ class ControllerLoop:
         """However it is left, nothing of this process stays behind."""
         if self._memory is not None and self._memory.closer is not None:
             self._memory.closer.end()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     # -- taking over -------------------------------------------------------------------------------------------------
 
@@ -228,7 +255,7 @@ class ControllerLoop:
     def _beside(self, what: str, do: Callable[[], Any]) -> Any:
         """Run one long thing on a thread, once at a time; its value when it has ended, else None."""
         if self._running is None:
-            self._running = (what, self._pool.submit(do))
+            self._running = (what, self._start_beside(do))
             return None
         running, future = self._running
         if not future.done():
@@ -266,6 +293,9 @@ class ControllerLoop:
         self.usd_per_h = sum(one.launch.usd_per_h for one in seen)
         self._tell(memory, snapshot, seen, now_unix_s)
         self._count_failures(memory, snapshot, seen)
+        if memory.paused and standing.paused is None:  # whoever resumed it has mended what failed
+            memory.failures = 0
+        memory.paused = standing.paused is not None
         paused = standing.paused or self._pause_by_limits(memory, snapshot, standing, now_unix_s)
         leaving = snapshot.complete or paused is not None or standing.stopped is not None
         self._renew_spending(memory, now_s)
@@ -310,7 +340,7 @@ class ControllerLoop:
         self, memory: _Memory, snapshot: Snapshot, standing: Standing, now_unix_s: float
     ) -> str | None:
         """Pause the job when too many rows were rejected or cut off; the reason, when that has just been done."""
-        if standing.stopped is not None or snapshot.complete:
+        if standing.stopped is not None or snapshot.complete or not self._may_act():
             return None
         limits = Limits.of(memory.job)
         pause = limits.exceeded(
@@ -366,13 +396,18 @@ class ControllerLoop:
         self, memory: _Memory, decision: Decision, seen: tuple[Seen, ...], now_s: float, now_unix_s: float
     ) -> None:
         """Write the plan, end machines, stop or pause, launch. Each step can be repeated, and needs the lease."""
-        if memory.plan is None or decision.desired != memory.plan.desired:
-            if self._lease.must_stop(now_s):
-                return
+        if not self._may_act():
+            return
+        # A plan of each epoch, though nothing may have changed: from then on nobody heeds a late one of an older epoch.
+        if memory.plan is None or decision.desired != memory.plan.desired or memory.plan.epoch != self._lease.epoch:
             self._write_plan(memory, decision, now_unix_s)
         by_id = {one.launch.id: one for one in seen}
         for end in decision.ends:
+            if not self._may_act():
+                return
             self._end_machine(memory, by_id[end.node], end.why, now_s, now_unix_s)
+        if (decision.stop or decision.pause) and not self._may_act():
+            return
         if decision.stop is not None:
             telemetry.emit(telemetry.Event.JOB_STOPPED, job=self._id, reason=str(decision.stop))
             control.stop(self._bucket, self._id, self._lease.incarnation, decision.stop)
@@ -381,12 +416,16 @@ class ControllerLoop:
             self._pause(memory, decision.pause, now_unix_s)
         slots = list(seen)
         for buy in decision.buys:
-            if self._lease.must_stop(now_s):
+            if not self._may_act():
                 return
             launched = self._launch(memory, buy.pool, buy.offer, slots, now_s, now_unix_s)
             if launched is None:
                 return
             slots.append(launched)
+
+    def _may_act(self) -> bool:
+        """Whether nobody else can act by now. Ask before each deed."""
+        return not self._lease.must_stop(self._clock_s())
 
     def _write_plan(self, memory: _Memory, decision: Decision, now_unix_s: float) -> None:
         assert self._lease.epoch is not None
@@ -407,15 +446,19 @@ class ControllerLoop:
         memory.timeline.event(now_unix_s, "plan", number=number, pipelines=len(decision.desired.pipelines))
 
     def _end_machine(self, memory: _Memory, one: Seen, why: str, now_s: float, now_unix_s: float) -> None:
-        """Terminate, and write down that it has ended once the provider has it no more."""
+        """Terminate, and write down that it has ended once the provider says so and can be believed.
+
+        What is written down is never looked at again. So neither a provider that does not answer, nor one that does
+        not know a machine yet which it has been asked for, is a reason to.
+        """
         launch_id = one.launch.id
-        asked_s = memory.terminated_s.get(launch_id)
-        if one.machine is not None or one.node.state is NodeState.LATE:
-            if asked_s is None or now_s - asked_s >= self._times.drain_s:
-                memory.terminated_s[launch_id] = now_s
-                self._provider.terminate(self._id, launch_id)
+        if one.missing and one.node.state in (NodeState.DRAINED, NodeState.LOST):
+            self._note_end(launch_id, why, now_unix_s)
             return
-        self._note_end(launch_id, why, now_unix_s)
+        asked_s = memory.terminated_s.get(launch_id)
+        if asked_s is None or now_s - asked_s >= self._times.drain_s:
+            memory.terminated_s[launch_id] = now_s
+            self._provider.terminate(self._id, launch_id)
 
     def _note_end(self, launch_id: str, why: str, now_unix_s: float) -> None:
         body = fleet_records.body(self._lease.incarnation, ended_unix_s=now_unix_s, why=why)
@@ -462,7 +505,7 @@ class ControllerLoop:
 
     def _renew_spending(self, memory: _Memory, now_s: float) -> None:
         """Machines may go on costing money for another lease."""
-        if now_s < memory.spending_due_s or self._lease.must_stop(now_s):
+        if now_s < memory.spending_due_s or not self._may_act():
             return
         memory.spending_counter += 1
         body = fleet_records.body(self._lease.incarnation, counter=memory.spending_counter)

@@ -80,7 +80,7 @@ def run_controller(
 
     rules = Rules(lease_s=job.operations.lease_s)
     lease = ControllerLease(bucket, job_id, rules, lambda: secrets.token_hex(16), facts)
-    loop = ControllerLoop(bucket, job, provider, lease, work_of(request, bucket, job_id), times)
+    loop = ControllerLoop(bucket, job, provider, lease, work_of(request, bucket, job_id), monotonic_s, times)
     loops.append(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: loop.leave())

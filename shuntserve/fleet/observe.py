@@ -16,12 +16,16 @@ from shuntserve.store.port import Bucket
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One machine of ours that has not ended. `machine` is None when the provider has none (any more)."""
+    """One machine of ours that has not ended, as far as anybody has written down.
+
+    `missing`: the provider has said that it has none (any more, or yet). `machine` is also None while it says nothing.
+    """
 
     launch: LaunchRecord
     machine: Machine | None
     report: NodeReport | None
     node: Node
+    missing: bool = False
 
 
 @dataclass(slots=True)
@@ -52,6 +56,12 @@ class FleetObserver:
         open_launches = [launch for launch in self.launches.values() if launch.ended_unix_s is None]
         return tuple(self._see(launch, machines, now_s) for launch in open_launches)
 
+    def could_not_read(self) -> None:
+        """The bucket did not answer. The watches start anew: what keeps us from reading keeps agents from writing, and
+        none of them is dead for that.
+        """
+        self._watches.clear()
+
     def _see(self, launch: LaunchRecord, machines: Mapping[str, Machine] | None, now_s: float) -> Seen:
         since_s = self._first_seen_s.setdefault(launch.id, now_s)
         machine = None if machines is None else machines.get(launch.id)
@@ -73,7 +83,7 @@ class FleetObserver:
             rebalance=report is not None and bool(report.facts.get("rebalance")),
             failure=report.failure if report is not None else None,
         )
-        return Seen(launch, machine, report, node)
+        return Seen(launch, machine, report, node, missing)
 
     def _state(self, launch_id: str, report: NodeReport | None, missing: bool, age_s: float) -> NodeState:
         if report is None:
