@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def series(history: History, span: Span, working: Sequence[Span], least_bin_s: f
     """
     began, ended = span
     bin_s = max(LEAST_BIN_S, least_bin_s, (ended - began) / MOST_BINS)
-    count = max(1, int((ended - began) / bin_s + 0.999))
+    count = max(1, math.ceil((ended - began) / bin_s - 1e-9))
     edges = [began + index * bin_s for index in range(count + 1)]
     worked = [_overlap(working, a, b) for a, b in pairwise(edges)]
     times = [unix_s for unix_s, _ in history.samples]
