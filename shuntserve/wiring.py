@@ -75,4 +75,4 @@ def _ec2_provider(command: AgentCommand) -> Provider:
     from shuntserve.fleet.ec2_settings import read_ec2_settings
 
     account = read_ec2_settings(settings().ec2_file)
-    return ec2.Ec2Provider(ec2.connect(account), account, command, load_catalog(user_directory()))
+    return ec2.Ec2Provider(ec2.connect(account.region), account, command, load_catalog(user_directory()))

@@ -32,10 +32,10 @@ _TEMPLATE_THERE = "InvalidLaunchTemplateName.AlreadyExistsException"
 _MOST_TEMPLATE_NAME = 128
 
 
-def connect(settings: Ec2Settings) -> Any:
-    """A client of EC2. Raises InvalidInput when there are no credentials to be found."""
+def connect(region: str, endpoint_url: str | None = None) -> Any:
+    """A client of EC2. Raises InvalidInput when the AWS configuration is wrong."""
     config = Config(retries={"mode": "standard", "total_max_attempts": 4}, connect_timeout=5, read_timeout=30)
-    return _asked("EC2", lambda: boto3.client("ec2", region_name=settings.region, config=config))
+    return asked("EC2", lambda: boto3.client("ec2", region_name=region, endpoint_url=endpoint_url, config=config))
 
 
 class Ec2Provider:
@@ -92,7 +92,7 @@ class Ec2Provider:
             for subnet in self._settings.subnets_of(launch.offer)
         ]
         tags = {JOB_TAG: launch.job_id, LAUNCH_TAG: launch.id, "Name": f"shuntserve {launch.job_id} {launch.id}"}
-        answer = _asked(
+        answer = asked(
             thing,
             lambda: self._client.create_fleet(
                 Type="instant",
@@ -138,7 +138,7 @@ class Ec2Provider:
             ids = [instance["InstanceId"] for instance in self._instances(thing, job_id, launch_id, _PAID)]
             if ids:
                 how = {"SkipOsShutdown": True} if at_once else {}
-                _asked(thing, lambda: self._client.terminate_instances(InstanceIds=ids, **how))
+                asked(thing, lambda: self._client.terminate_instances(InstanceIds=ids, **how))
         except InvalidInput as error:
             raise Unavailable(error.thing, error.cause, error.next_step) from error
 
@@ -151,7 +151,7 @@ class Ec2Provider:
         if states:
             filters.append({"Name": "instance-state-name", "Values": list(states)})
         pages = self._client.get_paginator("describe_instances").paginate(Filters=filters)
-        for page in _asked(thing, lambda: list(pages)):
+        for page in asked(thing, lambda: list(pages)):
             for reservation in page["Reservations"]:
                 yield from reservation["Instances"]
 
@@ -192,8 +192,8 @@ class Ec2Provider:
         }
 
 
-def _asked(thing: str, ask: Callable[[], Any]) -> Any:
-    """The answer to one request, its errors translated."""
+def asked(thing: str, ask: Callable[[], Any]) -> Any:
+    """The answer to a request, its errors translated. Raises InvalidInput or Unavailable."""
     try:
         return ask()
     except (ClientError, BotoCoreError) as error:
