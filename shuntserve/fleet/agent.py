@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shuntserve import telemetry
@@ -27,6 +27,9 @@ from shuntserve.store import keys
 TICK_S = 0.1
 DRAIN_BEFORE_S = 30.0
 """So long before an announced interruption the workers are told to leave; half of a shorter notice."""
+START_AGAIN_S = 10.0
+"""Workers that left of their own accord (they saw a pause, or no work) are started again after this time, as long as
+the plan wants them: the pause may have been taken back."""
 KILL_AFTER_S = 30.0
 """Workers that have not drained by then are killed; what they had checkpointed stays."""
 
@@ -105,7 +108,8 @@ class AgentLoop:
         start_workers: Callable[[Pipeline], Workers],
         warnings: Callable[[], Warnings],
         facts: Mapping[str, Any],
-        now_s: float,
+        spending: SpendingWatch,
+        keep_spending: Callable[[SpendingWatch], None],
     ) -> None:
         self.over = False
         self._config = config
@@ -113,13 +117,15 @@ class AgentLoop:
         self._start_workers = start_workers
         self._warnings = warnings
         self._facts = dict(facts)
-        self._now_s = now_s
+        self._now_s = 0.0
         self._progress = 0
         self._plan = _SeenPlan()
-        self._spending = SpendingWatch.begin(config.spending_lease_s, now_s)
+        self._spending = replace(spending, lease_s=config.spending_lease_s)
+        self._keep_spending = keep_spending
         self._running: tuple[Pipeline, Workers] | None = None
         self._leaving: str | None = None
         self._kill_at_s: float | None = None
+        self._start_at_s = -math.inf
         self._told = Warnings()
         self._drain_at_unix_s = math.inf
         self._signed_off = False
@@ -148,7 +154,7 @@ class AgentLoop:
         self._read_plan()
         self._read_spending()
         self._keep_workers(now_s)
-        self._tell(now_s)
+        self._tell(now_s, now_unix_s)
         return TICK_S
 
     # -- what comes from outside -------------------------------------------------------------------------------------
@@ -191,6 +197,7 @@ class AgentLoop:
             self._lease.end(self._now_s)
             if self._tolerate(error, "spending lease") and renewal is not None:
                 self._spending = self._spending.seen(renewal, asked_s)
+                self._keep_spending(self._spending)
 
         self._spawner.spawn(_renewal(self._config.job_id), done)
 
@@ -199,24 +206,31 @@ class AgentLoop:
     def _keep_workers(self, now_s: float) -> None:
         mine = self._plan.desired.of_node(self._config.node)
         wanted = mine[0] if mine and self._leaving is None else None
-        if self._running is not None:
-            pipeline, workers = self._running
-            if pipeline != wanted and self._kill_at_s is None:
-                telemetry.emit(
-                    telemetry.Event.DRAIN_STARTED, node=self._config.node, reason=self._leaving or "new plan"
-                )
-                workers.drain()
-                self._kill_at_s = now_s + KILL_AFTER_S
-            if self._kill_at_s is not None and now_s >= self._kill_at_s:
-                workers.kill()
-            workers.tick(now_s)
-            if workers.all_failed:
-                self._fail(str(workers.failures[0]))
-            if self._kill_at_s is not None and workers.finished:
-                workers.end()
-                self._running, self._kill_at_s = None, None
-        if self._running is None and wanted is not None:
-            self._running = (wanted, self._start_workers(wanted))
+        try:
+            if self._running is not None:
+                self._tend(*self._running, wanted, now_s)
+            if self._running is None and wanted is not None and now_s >= self._start_at_s and self._failure is None:
+                self._running = (wanted, self._start_workers(wanted))
+        except ShuntServeError as error:  # they cannot run on this machine: whoever planned it has to know
+            self._fail(str(error))
+            self.end()
+            self._running, self._kill_at_s = None, None
+
+    def _tend(self, pipeline: Pipeline, workers: Workers, wanted: Pipeline | None, now_s: float) -> None:
+        if pipeline != wanted and self._kill_at_s is None:
+            telemetry.emit(telemetry.Event.DRAIN_STARTED, node=self._config.node, reason=self._leaving or "new plan")
+            workers.drain()
+            self._kill_at_s = now_s + KILL_AFTER_S
+        if self._kill_at_s is not None and now_s >= self._kill_at_s:
+            workers.kill()
+        workers.tick(now_s)
+        if workers.all_failed:
+            self._fail(str(workers.failures[0]))
+        if workers.finished and (self._kill_at_s is not None or not workers.all_failed):
+            workers.end()
+            if self._kill_at_s is None:
+                self._start_at_s = now_s + START_AGAIN_S
+            self._running, self._kill_at_s = None, None
 
     def _fail(self, why: str) -> None:
         if self._failure is None:
@@ -232,7 +246,7 @@ class AgentLoop:
             return "draining"
         return "ready"
 
-    def _tell(self, now_s: float) -> None:
+    def _tell(self, now_s: float, now_unix_s: float) -> None:
         """Report at intervals; the last report says that this node is gone, and ends the agent."""
         last = self._leaving is not None and self._running is None
         if last and not self._report.busy:
@@ -252,6 +266,7 @@ class AgentLoop:
         facts = {
             **self._facts,
             "state": self.state,
+            "told_unix_s": now_unix_s,
             "leaving": self._leaving,
             "notice_unix_s": self._told.interruption_unix_s,
             "rebalance": self._told.rebalance,

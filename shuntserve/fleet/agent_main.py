@@ -29,10 +29,11 @@ from shuntserve.engine.lifeline import die_with_parent
 from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.fleet import imds
 from shuntserve.fleet.agent import AgentConfig, AgentLoop
+from shuntserve.fleet.spending_memory import SpendingMemory
 from shuntserve.job import machine
+from shuntserve.job.adjust import current_job
 from shuntserve.job.local import LocalWorkers
 from shuntserve.job.run import RunRequest, worker_plan
-from shuntserve.job.submission import load_job
 from shuntserve.job.threads import ThreadSpawner
 from shuntserve.job.worker_main import monotonic_s
 from shuntserve.settings import settings
@@ -93,6 +94,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--notice-interval", type=float, default=5.0, help="seconds between looks at it")
     parser.add_argument("--share", default="0/1", help="I/N: this agent's share of the machine, of N agents on it")
     parser.add_argument("--data-dir", type=Path, required=True, help="where logs go")
+    parser.add_argument("--memory", type=Path, default=None, help="a file that outlives the agent, not the machine")
     parser.add_argument("--engine", default=None, help="module:function, when it is not vLLM")
     parser.add_argument("--engine-options", default="{}", help="JSON, on top of the job's own engine options")
     parser.add_argument("--log-level", default="info")
@@ -102,8 +104,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _work(arguments: argparse.Namespace) -> None:
+    memory = SpendingMemory(
+        arguments.memory or arguments.data_dir / "agents" / f"{arguments.job}.{arguments.node}.json",
+        arguments.store,
+        machine.place(),
+    )
+    spending = memory.recall(monotonic_s())
+    if spending.ended(monotonic_s()):  # in an outage, agents die one after the other; no lease begins anew for that
+        return
     bucket = open_bucket(arguments.store, mkdir=False)
-    job = load_job(bucket, arguments.job)
+    job = current_job(bucket, arguments.job)
     here = settings()
     index, of = (int(part) for part in arguments.share.split("/"))
     request = RunRequest(
@@ -142,7 +152,7 @@ def _work(arguments: argparse.Namespace) -> None:
     )
     watch = NoticeWatch(imds.MetadataClient(arguments.metadata), arguments.notice_interval)
     spawner = ThreadSpawner(bucket, threads=4)
-    loop = AgentLoop(config, spawner, start_workers, watch.newest, facts, monotonic_s())
+    loop = AgentLoop(config, spawner, start_workers, watch.newest, facts, spending, memory.keep)
     _listen(loop.leave)
     telemetry.emit(telemetry.Event.AGENT_STARTED, node=arguments.node, job=job.job_id, pid=os.getpid())
     try:

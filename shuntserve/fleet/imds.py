@@ -82,7 +82,7 @@ class MetadataClient:
             connection.request(method, path, headers=headers)
             answer = connection.getresponse()
             return answer.status, answer.read(65536)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a token no header can hold
             raise Unavailable("metadata endpoint", f"does not answer: {error}") from error
         finally:
             connection.close()

@@ -9,6 +9,7 @@ belongs to it is in its directory:
     config.json       what to run, written by who launched it
     lock              held as long as the machine runs, so that one launch is one machine
     machine.json      where it is: process, metadata endpoint
+    spending.json     the spending lease as its agent knows it
     notice.json       an interruption or a rebalance recommendation, written by `interrupt` and `recommend_rebalance`
     ended             it has ended and never starts again
 """
@@ -156,7 +157,9 @@ class LocalMachine:
     def __init__(self, directory: Path, endpoint: str) -> None:
         config = _json(directory / "config.json")
         self._directory = directory
-        self._command = [*config["command"], "--metadata", endpoint, "--parent", str(os.getpid())]
+        memory = str(directory / "spending.json")
+        own = ["--metadata", endpoint, "--parent", str(os.getpid()), "--memory", memory]
+        self._command = [*config["command"], *own]
         self._environment = {**os.environ, **config["environment"]}
         self._agent: subprocess.Popen[bytes] | None = None
         self._started_s = 0.0
@@ -185,7 +188,7 @@ class LocalMachine:
             if status == 0 or self._off_at_s is not None:
                 return False
             self._quick_deaths = self._quick_deaths + 1 if now_s - self._started_s < _QUICK_S else 0
-        if self._quick_deaths >= _MOST_QUICK_DEATHS:
+        if self._quick_deaths >= _MOST_QUICK_DEATHS or self._off_at_s is not None:
             return False
         if now_s >= self._started_s + _RESTART_AFTER_S:
             self._start(now_s)
@@ -228,7 +231,8 @@ def main() -> int:
         signal.signal(signal.SIGINT, lambda number, frame: off.set())
         try:
             while one.tick(time.monotonic(), time.time()):
-                if off.wait(_TICK_S):
+                # `ended` as well: who terminates a machine that has just begun does not know its process yet.
+                if off.wait(_TICK_S) or (directory / "ended").exists():
                     one.power_off(time.monotonic())
                     time.sleep(_TICK_S)
         finally:

@@ -18,7 +18,7 @@ from shuntserve.job import control
 from shuntserve.job.submission import load_job
 from shuntserve.store.port import Bucket
 
-_FIXED = frozenset({"lease_s"})
+_FIXED = frozenset({"lease_s", "spending_lease_s"})
 """All processes of a job must agree on these for its whole life."""
 
 
