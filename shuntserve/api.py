@@ -132,21 +132,42 @@ class Job:
         return start_detached(self._request, self.job_id)
 
     def pause(self, reason: str = "requested") -> None:
-        """Ask for a pause: everything becomes durable, machines go, nothing is lost. Returns at once."""
+        """Ask for a pause: everything becomes durable, machines go, nothing is lost. Returns at once.
+
+        Raises Conflict when the job has ended.
+        """
+        self._must_go_on()
         control.pause(self._submitted.bucket, self.job_id, uuid.uuid4().hex, reason)
 
     def resume(self, **changes: Any) -> int | None:
         """Go on after a pause; `changes` are settings such as `max_reject_fraction=1`. Starts a controller."""
+        self._must_go_on()
         bucket, writer = self._submitted.bucket, uuid.uuid4().hex
         if changes:
             change(bucket, self.job_id, changes, writer)
         control.resume(bucket, self.job_id, writer)
         return self.start()
 
+    def _must_go_on(self) -> None:
+        final = load_final(self._submitted.bucket, self.job_id)
+        if final is not None and not self.status().fleet.open_launches:
+            raise Conflict(
+                f"job {self.job_id}", f"has ended as {final.state}", "read its output, or submit with --rerun"
+            )
+
     def approve(self, by: str) -> bool:
-        """Agree to the proposal; False when somebody has already."""
+        """Agree to the proposal as it stands; False when somebody has already. Makes sure a controller is at work.
+
+        Raises Conflict while nothing is proposed.
+        """
+        bucket = self._submitted.bucket
+        proposal = fleet_records.read(bucket, keys.proposal(self.job_id))
+        if proposal is None:
+            raise Conflict(f"job {self.job_id}", "has not proposed anything yet", "wait until it awaits approval")
         body = fleet_records.body(uuid.uuid4().hex, by=by)
-        return self._submitted.bucket.create(keys.approval(self.job_id), body)
+        created = bucket.create(keys.approval(self.job_id, fleet_records.digest(proposal)), body)
+        self.start()
+        return created
 
     def stop(self, *, now: bool = False) -> None:
         """The brake: pause the job and end its machines. `now` ends them without letting them drain."""

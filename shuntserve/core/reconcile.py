@@ -11,7 +11,8 @@ over decides the same.
     interruption notice    no                      as it was       drains by itself, ends
     leaving                no                      no              ends by itself
     failed                 no                      no              terminated
-    drained, lost          no                      no              terminated
+    drained, lost, overdue no                      no              terminated
+    surplus                -                       no              launching: terminated, ready: leaves
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Node:
     rebalance: bool = False
     failure: str | None = None
     """Why its pipeline cannot work there."""
+    overdue: bool = False
+    """It was told to leave long ago and has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,9 @@ def decide(world: World) -> Decision:
         unreported = tuple(End(node.id, "not needed") for node in nodes if node.state is NodeState.LAUNCHING)
         ready = tuple(node.id for node in nodes if node.state in (NodeState.READY, NodeState.LEAVING))
         return Decision(Desired((), ready), ends + unreported, (), stop, pause)
-    spare = _replaced(world.wants, nodes)
+    surplus = _surplus(world.wants, nodes)
+    ends += tuple(End(node.id, "not wanted") for node in surplus if node.state is NodeState.LAUNCHING)
+    spare = _replaced(world.wants, nodes) | {node.id for node in surplus}
     return Decision(_desired(world, nodes, spare), ends, _buys(world, nodes))
 
 
@@ -156,6 +161,8 @@ def _why(node: Node) -> str:
     """Why a machine is ended at once; empty when it is not."""
     if node.failure is not None:
         return "failed"
+    if node.overdue:
+        return "does not leave"
     if node.state in (NodeState.DRAINED, NodeState.LOST, NodeState.LATE):
         return str(node.state)
     return ""
@@ -163,6 +170,19 @@ def _why(node: Node) -> str:
 
 def _healthy(node: Node) -> bool:
     return not node.noticed and not node.rebalance and node.state is not NodeState.LEAVING
+
+
+def _surplus(wants: Sequence[Want], nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Healthy nodes beyond what is wanted of their pool, the newest first: two controllers once bought for the same
+    gap, or less is wanted now than before.
+    """
+    surplus: list[Node] = []
+    counts = {want.name: want.count for want in wants}
+    for pool in dict.fromkeys(node.pool for node in nodes):
+        healthy = [node for node in nodes if node.pool == pool and _healthy(node)]
+        healthy.sort(key=lambda node: (node.state is not NodeState.READY, node.id))
+        surplus += healthy[counts.get(pool, 0) :]
+    return tuple(surplus)
 
 
 def _replaced(wants: Sequence[Want], nodes: Sequence[Node]) -> frozenset[str]:

@@ -20,13 +20,13 @@ from shuntserve import telemetry
 from shuntserve.core.desired import Desired
 from shuntserve.core.manifest import Manifest
 from shuntserve.core.offers import Offer, Want, read_offers
-from shuntserve.core.reconcile import Decision, Money, NodeState, World, decide
+from shuntserve.core.reconcile import Decision, Money, Node, NodeState, World, decide
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.states import Pause, ended_exit_code, paused_exit_code, read_pause
 from shuntserve.errors import InvalidInput, ShuntServeError, Unavailable
 from shuntserve.fleet.controller_lease import ControllerLease
 from shuntserve.fleet.observe import FleetObserver, Seen, free_slot
-from shuntserve.fleet.provider import Launch, Provider
+from shuntserve.fleet.provider import Launch, NoCapacity, Provider
 from shuntserve.job import control, fleet_records
 from shuntserve.job.control import Standing
 from shuntserve.job.final import Final, load_final
@@ -43,6 +43,8 @@ from shuntserve.store.port import Bucket
 Beside = Callable[[Callable[[], Any]], "Future[Any]"]
 """Starts one long thing and does not wait for it."""
 
+_LEAVE_WITHIN_DRAINS = 4.0
+"""A node that has not left after so many times the time to drain is terminated."""
 COOL_S = 180.0
 """An offer that failed is not asked for again for so long; capacity comes back in minutes, not in seconds."""
 
@@ -97,6 +99,7 @@ class _Memory:
     closer: LocalWorkers | None = None
     spending_due_s: float = -math.inf
     spending_counter: int = 0
+    asked_to_leave_s: dict[str, float] = field(default_factory=dict)
 
 
 def on_a_thread(do: Callable[[], Any]) -> Future[Any]:
@@ -170,6 +173,8 @@ class ControllerLoop:
                 self._next_look_s = now_s
             if self._memory.closer is not None:
                 self._memory.closer.tick(now_s)
+                if self._memory.closer.all_failed:
+                    raise self._memory.closer.failures[0]
             if now_s >= self._next_look_s:
                 self._next_look_s = now_s + self._times.look_s
                 self._act(self._memory, now_s, now_unix_s)
@@ -200,11 +205,7 @@ class ControllerLoop:
     def _recall(self) -> _Memory:
         """Read everything anew."""
         self._job = job = self._work.current()
-        operations = job.operations
-        wants = tuple(
-            replace(want, offers=tuple(self._provider.price(offer) for offer in want.offers))
-            for want in read_offers(operations.fleet, operations.pools, operations.market)  # type: ignore[arg-type]
-        )
+        wants = self._wants(job)
         rules = self._lease.rules
         observer = FleetObserver(self._bucket, self._id, self._provider, rules)
         timeline = Timeline(self._bucket, self._id, f"controller-{self._lease.incarnation}")
@@ -213,6 +214,14 @@ class ControllerLoop:
         memory.told = {(event.node, event.kind) for event in told.events}
         memory.plan = fleet_records.newest_plan(self._bucket, self._id)
         return memory
+
+    def _wants(self, job: ResolvedJob) -> tuple[Want, ...]:
+        """The job's pools, with prices."""
+        operations = job.operations
+        return tuple(
+            replace(want, offers=tuple(self._provider.price(offer) for offer in want.offers))
+            for want in read_offers(operations.fleet, operations.pools, operations.market)  # type: ignore[arg-type]
+        )
 
     def _forget(self) -> None:
         if self._memory is not None and self._memory.closer is not None:
@@ -235,6 +244,7 @@ class ControllerLoop:
         standing = control.standing(self._bucket, self._id)
         if standing.adjusted != memory.adjusted:
             memory.job, memory.adjusted = self._work.current(), dict(standing.adjusted)
+            memory.wants = self._wants(memory.job)
         if memory.final is None and self._awaits_approval(memory, standing, now_unix_s):
             return
         if memory.final is None:
@@ -273,7 +283,7 @@ class ControllerLoop:
             self._bucket.put(keys.proposal(self._id), body)
         if not proposal["approval_needed"] or standing.stopped is not None:
             return False
-        if self._bucket.head(keys.approval(self._id)) is not None:
+        if self._bucket.head(keys.approval(self._id, fleet_records.digest(proposal))) is not None:
             return False
         self._phase(memory, "plan", now_unix_s)
         self.state = "awaiting_approval"
@@ -318,12 +328,13 @@ class ControllerLoop:
         now_s: float,
         now_unix_s: float,
     ) -> World:
+        nodes = tuple(self._with_patience(memory, one, now_s) for one in seen)
         operations = memory.job.operations
         cap_usd = math.inf if operations.max_cost_usd is None else operations.max_cost_usd
         deadline = operations.deadline_unix_s
         return World(
             wants=memory.wants,
-            nodes=tuple(one.node for one in seen),
+            nodes=nodes,
             chunks_left=snapshot.chunks - snapshot.chunks_committed,
             money=Money(self.spent_usd, cap_usd),
             leaving=leaving,
@@ -335,6 +346,15 @@ class ControllerLoop:
             next_number=0 if memory.plan is None else memory.plan.number + 1,
             drain_s=self._times.drain_s,
         )
+
+    def _with_patience(self, memory: _Memory, one: Seen, now_s: float) -> Node:
+        """The node, overdue when the plan has told it to leave for long."""
+        told = memory.plan is not None and one.launch.id in memory.plan.desired.leave
+        if not told:
+            memory.asked_to_leave_s.pop(one.launch.id, None)
+            return one.node
+        since_s = memory.asked_to_leave_s.setdefault(one.launch.id, now_s)
+        return replace(one.node, overdue=now_s - since_s >= _LEAVE_WITHIN_DRAINS * self._times.drain_s)
 
     def _pause_by_limits(
         self, memory: _Memory, snapshot: Snapshot, standing: Standing, now_unix_s: float
@@ -490,7 +510,7 @@ class ControllerLoop:
         slots = sum(want.count for want in memory.wants)
         try:
             self._provider.launch(Launch(record.id, self._id, pool, offer, slot % slots, slots))
-        except (Unavailable, InvalidInput) as error:
+        except (NoCapacity, InvalidInput) as error:
             memory.cooling[offer.name] = now_s + COOL_S
             memory.last_failure = str(error)
             telemetry.emit(telemetry.Event.LAUNCH_FAILED, job=self._id, node=record.id, error=str(error))

@@ -17,6 +17,7 @@ from botocore.exceptions import (
 )
 
 from shuntserve.errors import InvalidInput, Unavailable
+from shuntserve.fleet.provider import NoCapacity
 
 _CAPACITY = frozenset(
     {
@@ -86,9 +87,9 @@ _REFUSED = frozenset(
 def of_code(thing: str, code: str, http_status: int | None = None) -> InvalidInput | Unavailable:
     """The error that a code stands for. One nobody knows is decided by the HTTP status; without one it may pass."""
     if code in _CAPACITY:
-        return Unavailable(thing, f"no capacity now ({code})", "allow more types or zones, or wait")
+        return NoCapacity(thing, f"no capacity now ({code})", "allow more types or zones, or wait")
     if code in _QUOTA:
-        return Unavailable(thing, f"the account's quota is used up ({code})", "ask AWS for more, or allow other types")
+        return NoCapacity(thing, f"the account's quota is used up ({code})", "ask AWS for more, or allow other types")
     if code in _LATER:
         return Unavailable(thing, f"EC2 answered {code}", "try again later")
     if code in _REFUSED:

@@ -15,9 +15,8 @@ from pathlib import Path
 import psutil
 
 from shuntserve.core.offers import Offer
-from shuntserve.errors import Unavailable
 from shuntserve.fleet import local_machine
-from shuntserve.fleet.provider import Launch, Machine, Patience
+from shuntserve.fleet.provider import Launch, Machine, NoCapacity, Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class LocalProvider:
                     )
                 )
         except OSError as error:
-            raise Unavailable(f"machine {launch.id}", f"cannot be started: {error}", "free memory or disk") from error
+            raise NoCapacity(f"machine {launch.id}", f"cannot be started: {error}", "free memory or disk") from error
 
     def machines(self, job_id: str) -> Sequence[Machine]:
         """Machines whose process runs."""

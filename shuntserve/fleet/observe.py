@@ -11,6 +11,7 @@ from shuntserve.errors import Unavailable
 from shuntserve.fleet.provider import Machine, Provider
 from shuntserve.job import fleet_records
 from shuntserve.job.fleet_records import LaunchRecord, NodeReport
+from shuntserve.job.prefetch import prefetched
 from shuntserve.store.port import Bucket
 
 
@@ -54,7 +55,15 @@ class FleetObserver:
         except Unavailable:
             machines = None
         open_launches = [launch for launch in self.launches.values() if launch.ended_unix_s is None]
-        return tuple(self._see(launch, machines, now_s) for launch in open_launches)
+        reports = prefetched(
+            (launch.id for launch in open_launches),
+            lambda node: fleet_records.read_node(self.bucket, self.job_id, node),
+            threads=16,
+            ahead=64,
+        )
+        return tuple(
+            self._see(launch, report, machines, now_s) for launch, report in zip(open_launches, reports, strict=True)
+        )
 
     def could_not_read(self) -> None:
         """The bucket did not answer. The watches start anew: what keeps us from reading keeps agents from writing, and
@@ -62,12 +71,13 @@ class FleetObserver:
         """
         self._watches.clear()
 
-    def _see(self, launch: LaunchRecord, machines: Mapping[str, Machine] | None, now_s: float) -> Seen:
+    def _see(
+        self, launch: LaunchRecord, report: NodeReport | None, machines: Mapping[str, Machine] | None, now_s: float
+    ) -> Seen:
         since_s = self._first_seen_s.setdefault(launch.id, now_s)
         machine = None if machines is None else machines.get(launch.id)
         if machine is not None:
             self._had_machine.add(launch.id)
-        report = fleet_records.read_node(self.bucket, self.job_id, launch.id)
         if report is not None:
             watch = self._watches.get(launch.id)
             self._watches[launch.id] = self.rules.observe(watch, report.reading, now_s)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shuntserve.core.offers import Offer
+from shuntserve.errors import Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Patience:
     """Until its agent reports: boot, packages."""
 
 
+class NoCapacity(Unavailable):
+    """There is no such machine to be had now, and surely none was made. (Any other Unavailable leaves that open.)"""
+
+
 class Provider(Protocol):
     """Where machines come from."""
 
@@ -65,7 +70,9 @@ class Provider(Protocol):
         ...
 
     def launch(self, launch: Launch) -> None:
-        """Ask for the machine. Raises Unavailable when there is none to be had now, InvalidInput when never."""
+        """Ask for the machine. Raises NoCapacity when there is none to be had now, InvalidInput when never, and
+        Unavailable when nobody can say whether one was made.
+        """
         ...
 
     def machines(self, job_id: str) -> Sequence[Machine]:

@@ -9,12 +9,13 @@ Bodies are JSON with a schema version. Who writes what, and how often:
     controllers/<e>          who acts in epoch e                                       create
     controllers/<e>.json     its progress counter and state                            one writer
     proposal.json            the acting controller, before machines are launched       overwritten with itself
-    approval.json            whoever agrees                                            create
+    approvals/<digest>.json  whoever agrees to that proposal                           create
     spending.json            the acting controller, again and again                    one writer at a time
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,12 @@ _ENDED = ".ended"
 def body(writer: str, **fields: object) -> bytes:
     """One of these objects."""
     return json.dumps({"schema_version": SCHEMA_VERSION, "writer": writer, **fields}, sort_keys=True).encode()
+
+
+def digest(proposal: Mapping[str, Any]) -> str:
+    """Names which machines a proposal would use. Whoever agreed to them need not agree again when a price moves."""
+    told = [[pool["pool"], pool["count"]] for pool in proposal["pools"]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def read(bucket: Bucket, key: str) -> dict[str, Any] | None:

@@ -65,13 +65,11 @@ def fleet_view(bucket: Bucket, job_id: str) -> FleetView:
         for launch in launches
         if launch.ended_unix_s is None and (report := fleet_records.read_node(bucket, job_id, launch.id)) is not None
     }
-    return FleetView(
-        controller,
-        launches,
-        nodes,
-        fleet_records.read(bucket, keys.proposal(job_id)),
-        fleet_records.read(bucket, keys.approval(job_id)),
-    )
+    proposal = fleet_records.read(bucket, keys.proposal(job_id))
+    approval = None
+    if proposal is not None:
+        approval = fleet_records.read(bucket, keys.approval(job_id, fleet_records.digest(proposal)))
+    return FleetView(controller, launches, nodes, proposal, approval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +149,7 @@ class JobStatus:
         if self.final is not None:
             limit = self.job.operations.max_reject_fraction
             return ended_exit_code(self.final.state, self.final.counts, limit)
-        if self.standing.paused is not None and self.standing.stopped is None:
+        if self.standing.paused is not None and self.standing.stopped is None and not self.controller_alive:
             return paused_exit_code(read_pause(self.standing.paused))
         return None
 

@@ -9,6 +9,7 @@ from typing import Any
 from shuntserve.core.manifest import Manifest
 from shuntserve.errors import NotFound
 from shuntserve.job import claims, ops, procedures
+from shuntserve.job.prefetch import prefetched
 from shuntserve.store import keys
 from shuntserve.store.port import Bucket
 
@@ -134,9 +135,13 @@ class Watcher:
 
     def _look_at_workers(self) -> tuple[WorkerView, ...]:
         views: list[WorkerView] = []
-        for info in self._bucket.list(keys.workers(self._job_id)):
-            incarnation = info.key.rsplit("/", 1)[1].removesuffix(".json")
-            view = self._gone.get(incarnation) or read_worker(self._bucket, self._job_id, incarnation)
+        listed = self._bucket.list(keys.workers(self._job_id))
+        names = [info.key.rsplit("/", 1)[1].removesuffix(".json") for info in listed]
+        unknown = [name for name in names if name not in self._gone]
+        read = prefetched(unknown, lambda name: read_worker(self._bucket, self._job_id, name), threads=16, ahead=64)
+        fresh = dict(zip(unknown, read, strict=True))
+        for incarnation in names:
+            view = self._gone.get(incarnation) or fresh.get(incarnation)
             if view is None:
                 continue
             if view.gone:

@@ -105,8 +105,9 @@ def proposal(job_id: str) -> str:
     return f"jobs/{job_id}/proposal.json"
 
 
-def approval(job_id: str) -> str:
-    return f"jobs/{job_id}/approval.json"
+def approval(job_id: str, proposal: str) -> str:
+    """Somebody's agreement to the proposal with this digest, and to no other."""
+    return f"jobs/{job_id}/approvals/{proposal}.json"
 
 
 def plans(job_id: str) -> str:
