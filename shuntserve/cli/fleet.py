@@ -172,20 +172,33 @@ def stop(
         bool, typer.Option("--now", help="Do not wait until machines have made everything durable.")
     ] = False,
 ) -> None:
-    """The brake: pause jobs and end their machines. Nothing committed is lost; `resume` goes on."""
+    """The brake: pause jobs and end their machines. Nothing committed is lost; `resume` goes on.
+
+    With --all a job that cannot be stopped does not keep the others from it; the first such error is told at the end.
+    """
     without_torch()
-    from shuntserve.errors import InvalidInput
-    from shuntserve.job.status import all_jobs
+    from shuntserve.errors import InvalidInput, ShuntServeError
+    from shuntserve.job.final import load_final
+    from shuntserve.job.status import job_ids
 
     if (job_id is None) != every:
         raise InvalidInput("stop", "needs one job or --all", "for instance shuntserve stop JOB")
     if job_id is not None:
-        ids = [job_id]
-    else:
-        ids = [job.job.job_id for job in all_jobs(existing_store(store)) if job.final is None]
-    for one in ids:
-        _attach(one, store).stop(now=now)
-        print(f"stopped {one}", file=sys.stderr)
+        _attach(job_id, store).stop(now=now)
+        print(f"stopped {job_id}", file=sys.stderr)
+        return
+    bucket = existing_store(store)
+    errors: list[ShuntServeError] = []
+    for one in job_ids(bucket):
+        try:
+            if load_final(bucket, one) is None:
+                _attach(one, store).stop(now=now)
+                print(f"stopped {one}", file=sys.stderr)
+        except ShuntServeError as error:
+            print(f"not stopped: {one}: {error}", file=sys.stderr)
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _attach(job_id: str, store: str | None, **more: Any) -> Job:

@@ -22,10 +22,10 @@ from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.fleet.controller import ControllerLoop, ControllerTimes, Work
 from shuntserve.fleet.controller_lease import ControllerLease
 from shuntserve.fleet.provider import Provider
-from shuntserve.job import machine
+from shuntserve.job import control, machine
 from shuntserve.job.adjust import current_job
 from shuntserve.job.carried import carried_type
-from shuntserve.job.final import Final
+from shuntserve.job.final import Final, load_final
 from shuntserve.job.finalize import finalize
 from shuntserve.job.ingest import ingest
 from shuntserve.job.local import LocalWorkers
@@ -78,21 +78,38 @@ def run_controller(
     def facts() -> dict[str, Any]:
         return {**here, "told_unix_s": time.time(), **(loops[0].facts() if loops else {})}
 
-    rules = Rules(lease_s=job.operations.lease_s)
-    lease = ControllerLease(bucket, job_id, rules, lambda: secrets.token_hex(16), facts)
-    loop = ControllerLoop(bucket, job, provider, lease, work_of(request, bucket, job_id), monotonic_s, times)
-    loops.append(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: loop.leave())
+        signal.signal(number, lambda number, frame: loops[0].leave() if loops else sys.exit(0))
+    while True:
+        rules = Rules(lease_s=job.operations.lease_s)
+        lease = ControllerLease(bucket, job_id, rules, lambda: secrets.token_hex(16), facts)
+        loop = ControllerLoop(bucket, job, provider, lease, work_of(request, bucket, job_id), monotonic_s, times)
+        loops[:] = [loop]
+        try:
+            while not loop.over:
+                time.sleep(loop.tick(monotonic_s(), time.time()))
+        finally:
+            loop.close()
+            _sign_off(lease)
+        if loop.failure is not None:
+            raise loop.failure
+        if loop.exit_code is None or not _goes_on(bucket, job_id):
+            return loop.exit_code
+
+
+def _goes_on(bucket: Bucket, job_id: str) -> bool:
+    """Whether a pause was taken back, or the job cancelled, while we were leaving because of the pause.
+
+    Whoever did that looked for a controller afterwards, and may have seen this one still at work. So this is asked
+    after the sign-off: one of the two sees the other.
+    """
     try:
-        while not loop.over:
-            time.sleep(loop.tick(monotonic_s(), time.time()))
-    finally:
-        loop.close()
-        _sign_off(lease)
-    if loop.failure is not None:
-        raise loop.failure
-    return loop.exit_code
+        standing = control.standing(bucket, job_id)
+        waits = standing.paused is not None and standing.stopped is None
+        return not waits and load_final(bucket, job_id) is None
+    except Unavailable as error:
+        telemetry.emit(telemetry.Event.STORE_UNAVAILABLE, what="controller", job=job_id, error=str(error))
+        return False
 
 
 def _sign_off(lease: ControllerLease) -> None:
