@@ -207,7 +207,8 @@ class ControllerLoop:
         self._job = job = self._work.current()
         wants = self._wants(job)
         rules = self._lease.rules
-        observer = FleetObserver(self._bucket, self._id, self._provider, rules)
+        lease_s = job.operations.spending_lease_s
+        observer = FleetObserver(self._bucket, self._id, self._provider, rules, lease_s)
         timeline = Timeline(self._bucket, self._id, f"controller-{self._lease.incarnation}")
         told = read_timeline(self._bucket, self._id)
         memory = _Memory(job, wants, observer, timeline, InterruptionWatch(told))
@@ -298,7 +299,7 @@ class ControllerLoop:
             memory.watcher = Watcher(self._bucket, self._id, manifest)
             bury_the_dead(self._bucket, self._id, memory.watcher.snapshot())
         snapshot = memory.watcher.snapshot()
-        seen = memory.observer.look(now_s)
+        seen = memory.observer.look(now_s, now_unix_s)
         self.spent_usd = memory.observer.spent_usd(now_unix_s)
         self.usd_per_h = sum(one.launch.usd_per_h for one in seen)
         self._tell(memory, snapshot, seen, now_unix_s)
@@ -473,15 +474,15 @@ class ControllerLoop:
         """
         launch_id = one.launch.id
         if one.missing and one.node.state in (NodeState.DRAINED, NodeState.LOST):
-            self._note_end(launch_id, why, now_unix_s)
+            self._note_end(launch_id, why, memory.observer.ran_until_unix_s(one.launch, now_unix_s))
             return
         asked_s = memory.terminated_s.get(launch_id)
         if asked_s is None or now_s - asked_s >= self._times.drain_s:
             memory.terminated_s[launch_id] = now_s
             self._provider.terminate(self._id, launch_id)
 
-    def _note_end(self, launch_id: str, why: str, now_unix_s: float) -> None:
-        body = fleet_records.body(self._lease.incarnation, ended_unix_s=now_unix_s, why=why)
+    def _note_end(self, launch_id: str, why: str, ended_unix_s: float) -> None:
+        body = fleet_records.body(self._lease.incarnation, ended_unix_s=ended_unix_s, why=why)
         self._bucket.create(keys.launch_ended(self._id, launch_id), body)
         telemetry.emit(telemetry.Event.MACHINE_ENDED, job=self._id, node=launch_id, why=why)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,12 +38,16 @@ class FleetObserver:
     job_id: str
     provider: Provider
     rules: Rules
+    spending_lease_s: float
     launches: dict[str, LaunchRecord] = field(default_factory=dict)
     _first_seen_s: dict[str, float] = field(default_factory=dict)
     _watches: dict[str, Watch | None] = field(default_factory=dict)
     _had_machine: set[str] = field(default_factory=set)
+    _there_unix_s: dict[str, float] = field(default_factory=dict)
+    """When the provider last had a machine, or did not say that it has none."""
+    _reports: dict[str, NodeReport] = field(default_factory=dict)
 
-    def look(self, now_s: float) -> tuple[Seen, ...]:
+    def look(self, now_s: float, now_unix_s: float) -> tuple[Seen, ...]:
         """Every machine that may still cost money, by launch. Raises Unavailable when the bucket cannot be read.
 
         While the provider does not answer, every machine that had been there is taken to be there still: its agent's
@@ -62,7 +67,8 @@ class FleetObserver:
             ahead=64,
         )
         return tuple(
-            self._see(launch, report, machines, now_s) for launch, report in zip(open_launches, reports, strict=True)
+            self._see(launch, report, machines, now_s, now_unix_s)
+            for launch, report in zip(open_launches, reports, strict=True)
         )
 
     def could_not_read(self) -> None:
@@ -72,7 +78,12 @@ class FleetObserver:
         self._watches.clear()
 
     def _see(
-        self, launch: LaunchRecord, report: NodeReport | None, machines: Mapping[str, Machine] | None, now_s: float
+        self,
+        launch: LaunchRecord,
+        report: NodeReport | None,
+        machines: Mapping[str, Machine] | None,
+        now_s: float,
+        now_unix_s: float,
     ) -> Seen:
         since_s = self._first_seen_s.setdefault(launch.id, now_s)
         machine = None if machines is None else machines.get(launch.id)
@@ -81,7 +92,10 @@ class FleetObserver:
         if report is not None:
             watch = self._watches.get(launch.id)
             self._watches[launch.id] = self.rules.observe(watch, report.reading, now_s)
+            self._reports[launch.id] = report
         missing = machines is not None and machine is None
+        if not missing:
+            self._there_unix_s[launch.id] = now_unix_s
         state = self._state(launch.id, report, missing, now_s - since_s)
         node = Node(
             launch.id,
@@ -113,9 +127,16 @@ class FleetObserver:
         self._first_seen_s[launch.id] = now_s
         return Seen(launch, None, None, Node(launch.id, launch.pool, launch.offer, launch.usd_per_h))
 
+    def ran_until_unix_s(self, launch: LaunchRecord, now_unix_s: float) -> float:
+        """Until when it is charged, as far as is known by now: never less than it has run."""
+        until_unix_s = fleet_records.may_run_until_unix_s(
+            launch, self._reports.get(launch.id), now_unix_s, self.spending_lease_s
+        )
+        return max(until_unix_s, self._there_unix_s.get(launch.id, -math.inf))
+
     def spent_usd(self, now_unix_s: float) -> float:
         """What all machines have cost so far."""
-        return fleet_records.spent_usd(list(self.launches.values()), now_unix_s)
+        return sum(launch.usd(self.ran_until_unix_s(launch, now_unix_s)) for launch in self.launches.values())
 
 
 def free_slot(seen: Sequence[Seen]) -> int:

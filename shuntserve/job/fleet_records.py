@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,12 @@ class NodeReport:
         return None if value is None else float(value)
 
     @property
+    def told_unix_s(self) -> float | None:
+        """When it told this, by its own wall clock."""
+        value = self.facts.get("told_unix_s")
+        return None if value is None else float(value)
+
+    @property
     def failure(self) -> str | None:
         """Why its pipelines cannot work there."""
         value = self.facts.get("failure")
@@ -146,6 +152,28 @@ def read_node(bucket: Bucket, job_id: str, node: str) -> NodeReport | None:
     if value is None:
         return None
     return NodeReport(node, value["progress"], value["gone"], value["facts"])
+
+
+BOOT_S = 900.0
+"""A machine whose agent never reported is believed to have run for so long at most, before its lease began."""
+SHUTDOWN_S = 60.0
+
+
+def may_run_until_unix_s(
+    launch: LaunchRecord, report: NodeReport | None, now_unix_s: float, spending_lease_s: float
+) -> float:
+    """The latest moment, up to now, at which a machine nobody has seen since can have run.
+
+    Its agent ends it when the spending lease does, and in its last report it still ran. Without this, machines that
+    ended while no controller was there to see it would be charged until one came.
+    """
+    if launch.ended_unix_s is not None:
+        return launch.ended_unix_s
+    told_unix_s = None if report is None else report.told_unix_s
+    if told_unix_s is None:
+        told_unix_s = launch.launched_unix_s + BOOT_S
+    lease_s = 0.0 if report is not None and report.gone else spending_lease_s
+    return min(now_unix_s, told_unix_s + lease_s + SHUTDOWN_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +230,3 @@ def newest_controller(bucket: Bucket, job_id: str) -> ControllerReport | None:
     if pulse is None or pulse["writer"] != incarnation:
         return ControllerReport(epoch, incarnation, -1, False, {})
     return ControllerReport(epoch, incarnation, pulse["progress"], pulse["gone"], pulse["facts"])
-
-
-def spent_usd(launches: Sequence[LaunchRecord], now_unix_s: float) -> float:
-    """What the job's machines have cost by now."""
-    return sum(launch.usd(now_unix_s) for launch in launches)

@@ -48,11 +48,6 @@ class FleetView:
         """Machines that may still cost money."""
         return tuple(launch for launch in self.launches if launch.ended_unix_s is None)
 
-    @property
-    def usd_per_h(self) -> float:
-        """What they cost an hour."""
-        return sum(launch.usd_per_h for launch in self.open_launches)
-
 
 def fleet_view(bucket: Bucket, job_id: str) -> FleetView:
     """Look at the job's fleet."""
@@ -155,8 +150,19 @@ class JobStatus:
 
     @property
     def spent_usd(self) -> float:
-        """What the fleet's machines have cost so far."""
-        return fleet_records.spent_usd(self.fleet.launches, self.now_unix_s)
+        """What the fleet's machines have cost so far, at most."""
+        return sum(launch.usd(self._ran_until_unix_s(launch)) for launch in self.fleet.launches)
+
+    @property
+    def usd_per_h(self) -> float:
+        """What the machines that may still run cost an hour."""
+        return sum(
+            launch.usd_per_h for launch in self.fleet.open_launches if self._ran_until_unix_s(launch) >= self.now_unix_s
+        )
+
+    def _ran_until_unix_s(self, launch: LaunchRecord) -> float:
+        report = self.fleet.nodes.get(launch.id)
+        return fleet_records.may_run_until_unix_s(launch, report, self.now_unix_s, self.job.operations.spending_lease_s)
 
     @property
     def on_demand_usd(self) -> float | None:
@@ -167,7 +173,7 @@ class JobStatus:
         for launch in self.fleet.launches:
             if launch.on_demand_usd_per_h is None:
                 return None
-            total += launch.on_demand_usd_per_h * launch.hours(self.now_unix_s)
+            total += launch.on_demand_usd_per_h * launch.hours(self._ran_until_unix_s(launch))
         return total
 
     @property
@@ -221,9 +227,9 @@ class JobStatus:
                 "cap_usd": operations.max_cost_usd,
                 "forecast_usd": None
                 if remaining_s is None
-                else round(spent_usd + fleet.usd_per_h * remaining_s / 3600, 6),
+                else round(spent_usd + self.usd_per_h * remaining_s / 3600, 6),
                 "on_demand_usd": self.on_demand_usd,
-                "usd_per_h": fleet.usd_per_h,
+                "usd_per_h": self.usd_per_h,
             },
             "finish": {
                 "started": _iso(self.history.events[0].unix_s if self.history.events else None),
