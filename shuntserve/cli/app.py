@@ -17,6 +17,7 @@ from shuntserve.errors import InvalidInput, ShuntServeError
 COMMAND_MODULES = (
     "shuntserve.cli.run",
     "shuntserve.cli.jobs",
+    "shuntserve.cli.rows",
     "shuntserve.cli.report",
     "shuntserve.cli.fleet",
     "shuntserve.cli.estimate",

@@ -109,6 +109,10 @@ class ResolvedJob:
     prompt_schema: str | None = None
     """The types of the input columns that prompts, ids and parameters are made from, in the same form; None for
     JSONL."""
+    parent: str | None = None
+    """The job whose rejects this one runs again. What they are decides its identity, not where they come from."""
+    retry_codes: tuple[str, ...] = ()
+    """Of those rejects, the codes that were asked for; empty: all."""
     operations: Operations = field(default_factory=Operations)
     package_version: str = ""
     engine_version: str | None = None
@@ -145,6 +149,7 @@ class ResolvedJob:
             parts["inputs"] = tuple(InputFile(**item) for item in parts["inputs"])
             parts["carried_columns"] = tuple((str(a), str(b)) for a, b in parts["carried_columns"])
             parts["eos_token_ids"] = tuple(parts["eos_token_ids"])
+            parts["retry_codes"] = tuple(parts.get("retry_codes", ()))
             operations = parts["operations"]
             parts["operations"] = Operations(**{**operations, "pools": tuple(operations.get("pools", ()))})
             return ResolvedJob(**parts)

@@ -179,6 +179,7 @@ def _job(job: ResolvedJob, final: Final | None, output_url: str | None) -> Json:
         "package_version": job.package_version,
         "engine_version": job.engine_version,
         "inputs": len(job.inputs),
+        "parent": job.parent,
     }
 
 

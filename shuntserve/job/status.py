@@ -204,6 +204,7 @@ class JobStatus:
             "name": self.job.name,
             "state": self.state,
             "model": self.job.model,
+            "parent": self.job.parent,
             "output": operations.output,
             "rows": {
                 "total": snapshot.rows_in if snapshot else None,
