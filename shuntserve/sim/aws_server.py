@@ -9,14 +9,18 @@ after another restores that promise, without which no race would mean anything.
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
+
+from shuntserve.errors import Unavailable
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 REGION = "us-east-1"
@@ -61,6 +65,33 @@ class AwsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class AwsProcess:
+    """The same in a process of its own, until `stop()` or the end of the process that started it."""
+
+    def __init__(self, log: Path) -> None:
+        with log.open("ab") as file:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "shuntserve.sim.aws_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,  # a Ctrl-C is for who started it
+            )
+        assert self._child.stdout is not None
+        self.endpoint_url = self._child.stdout.readline().decode().strip()
+        if not self.endpoint_url:
+            raise Unavailable("AWS on the loopback", "does not start", f"see {log}")
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """AWS's own settings for it, to be put into a process's environment."""
+        return environ_of(self.endpoint_url)
+
+    def stop(self) -> None:
+        """Close its standard input, which ends it."""
+        self._child.communicate()
 
 
 def environ_of(endpoint_url: str) -> dict[str, str]:

@@ -105,20 +105,24 @@ class Workplace:
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
         return path
 
-    def start(self, *arguments: str | Path) -> Running:
-        """Start `shuntserve` with these arguments."""
-        environment = {
+    @property
+    def whole_environment(self) -> dict[str, str]:
+        """What every process of this workplace sees."""
+        return {
             **os.environ,
             "XDG_DATA_HOME": str(self.directory / "data"),
             "SHUNTSERVE_STORE": str(self.directory / "store"),
             **self.environment,
         }
+
+    def start(self, *arguments: str | Path) -> Running:
+        """Start `shuntserve` with these arguments."""
         child = subprocess.Popen(
             [*ENTRY, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=self.whole_environment,
             cwd=self.directory,
             start_new_session=True,
         )
