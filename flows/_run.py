@@ -12,8 +12,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.variables import Variable
 
+from shuntserve.errors import Unavailable
+
 JOB, STORE, AS_OF = "shuntserve.job", "shuntserve.store", "shuntserve.as_of"
 CAP = "shuntserve_max_cost_usd"
+MOST_CRASHES = 20
+"""An automation takes a crashed run up again; not for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,12 @@ def this_run(as_of: datetime | None) -> ThisRun:
     day = datetime.fromisoformat(str(noted)) if noted else _aware(as_of or runtime.flow_run.get_scheduled_start_time())
     if not noted:
         note(run_id, {AS_OF: day.isoformat()})
+    if states.count(StateType.CRASHED) >= MOST_CRASHES:
+        raise Unavailable(
+            "this flow run",
+            f"has crashed {MOST_CRASHES} times",
+            "see its worker's log, then run it again: its job goes on",
+        )
     job_id = run.labels.get(JOB)
     return ThisRun(run_id, day, None if job_id is None else str(job_id), lost(states), run.deployment_id is not None)
 

@@ -10,6 +10,7 @@
     FAILED (not one row has output)                        1 or 3      Failed
     paused by its rejects                                  3           Suspended, or Failed named PausedByRejects
     paused by cut-off outputs                              3           Suspended, or Failed named PausedByLength
+    paused because no engine or machine works              1           Suspended, or Failed named PausedByEngine
     paused on request, or drained                          130         Suspended, or Failed named Paused
 
 Green means that every row has ended and rejects are within what the user accepts. A flow run that has no deployment
@@ -31,6 +32,7 @@ from shuntserve.core.states import (
     EXIT_REJECTS,
     JobState,
     Pause,
+    read_pause,
 )
 
 ENDED = frozenset(str(state) for state in JobState)
@@ -57,7 +59,7 @@ _BY_EXIT_CODE = {
     (JobState.PARTIAL, EXIT_BUDGET): Ending(StateType.FAILED, "OutOfBudget"),
     (JobState.PARTIAL, EXIT_DEADLINE): Ending(StateType.FAILED, "PastDeadline"),
 }
-_BY_PAUSE = {Pause.REJECTS: "PausedByRejects", Pause.LENGTH: "PausedByLength"}
+_BY_PAUSE = {Pause.REJECTS: "PausedByRejects", Pause.LENGTH: "PausedByLength", Pause.ENGINE: "PausedByEngine"}
 
 
 def ending(state: str, exit_code: int | None, stopped_by: str | None = None) -> Ending:
@@ -70,5 +72,4 @@ def ending(state: str, exit_code: int | None, stopped_by: str | None = None) -> 
 
 def paused_ending(pause: str | None) -> Ending:
     """How a flow run ends whose job is paused, where it cannot be suspended."""
-    known = Pause(pause) if pause in tuple(Pause) else Pause.REQUESTED
-    return Ending(StateType.FAILED, _BY_PAUSE.get(known, "Paused"))
+    return Ending(StateType.FAILED, _BY_PAUSE.get(read_pause(pause or ""), "Paused"))

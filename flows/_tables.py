@@ -8,6 +8,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
+_NOT_SHOWN = ("schema_version", "writer", "approval_needed")
 _KEY = re.compile(r"[^a-z0-9]+")
 
 
@@ -120,6 +121,8 @@ def report_text(status: Mapping[str, Any], report: Mapping[str, Any] | None) -> 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, item in value.items():
+        if name in _NOT_SHOWN or item is None:
+            continue
         if isinstance(item, Mapping):
             yield from _flat(item, f"{prefix}{name} ")
         else:
@@ -131,6 +134,8 @@ def _cell(value: Any) -> str:
         return f"{value:,.4g}"
     if isinstance(value, list | tuple):
         return "; ".join(_cell(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_cell(item)}" for name, item in value.items())
     return str(value)
 
 

@@ -81,7 +81,7 @@ def submit(run: ThisRun, source: Source, store: str | None) -> Watch:
         job.resume()
     elif status["state"] not in ENDED and status["state"] != PAUSED:
         job.start()
-    get_run_logger().info("job %s in %s, output to %s", job_id, url, status["output"])
+    get_run_logger().info("job %s in %s, output to %s", job_id, url, job.output_url)
     return Watch(job, Emitter(job_id, status["name"], run.run_id), Artifacts(status["name"]))
 
 
@@ -130,6 +130,7 @@ def finalize(watch: Watch, status: Status) -> tuple[Ending, str]:
     job: Any = watch.job
     if status["state"] == PAUSED:
         return paused_ending(status["pause"]), f"paused ({status['pause']}): {status['next_step']}"
+    status = watch.until_settled()
     watch.artifacts.ended(status, job.report(), lambda: _tables.reject_rows(_rejects(job)))
     await_server()
     end = ending(status["state"], status["exit_code"], status.get("stopped_by"))

@@ -27,6 +27,9 @@ class WatchedJob(Protocol):
     @property
     def job_id(self) -> str: ...
 
+    @property
+    def output_url(self) -> str: ...
+
     def status(self) -> Any: ...
 
     def start(self) -> Any: ...
@@ -36,7 +39,7 @@ class WatchedJob(Protocol):
 class Starts:
     """When to start a controller again: at once, then ever later, and no more when none stays alive."""
 
-    most: int = 8
+    most: int = 5
     longest_s: float = 60.0
     _failed: int = 0
     _next_s: float = float("-inf")
@@ -45,15 +48,16 @@ class Starts:
         """A controller works: what was before is forgotten."""
         self._failed, self._next_s = 0, float("-inf")
 
-    def due(self, now_s: float) -> bool:
-        """Whether to start one now. Raises Unavailable when that has been tried often enough."""
+    def due(self, now_s: float, failure: str | None = None) -> bool:
+        """Whether to start one now. Raises Unavailable, with the last one's `failure`, when that has been tried often
+        enough."""
         if now_s < self._next_s:
             return False
         if self._failed >= self.most:
             raise Unavailable(
                 "the job's controller",
-                f"ended {self._failed} times as soon as it was started",
-                "see its log, then run again",
+                failure or f"ended {self._failed} times as soon as it was started",
+                "see its log, put it right, and run this flow again",
             )
         self._next_s = now_s + min(self.longest_s, 5.0 * 2**self._failed)
         self._failed += 1
@@ -100,14 +104,24 @@ class Watch:
                     return status
                 if not wants_controller(status):
                     self._starts.seen_alive()
-                elif self._starts.due(self._clock()):
+                elif self._starts.due(self._clock(), status.get("failure")):
                     self.job.start()
             self._pause(EVERY_S)
+
+    def until_settled(self, limit_s: float = 120.0) -> Status:
+        """The status of a job that has ended, once its controller has ended its machines, written the report and left;
+        or as it is after a while."""
+        give_up_s = self._clock() + limit_s
+        while True:
+            status = self.look()
+            if status is not None and (not (status["controller"] or {}).get("alive") or self._clock() >= give_up_s):
+                return status
+            self._pause(1.0)
 
     def look(self) -> Status | None:
         """One look, told in events and artifacts; None when the store did not answer."""
         try:
-            status: Status = self.job.status().to_json()
+            status: Status = {**self.job.status().to_json(), "output": self.job.output_url}
         except Unavailable as error:
             get_logger("shuntserve").warning("the store does not answer: %s", error)
             return None
