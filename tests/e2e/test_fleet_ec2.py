@@ -137,7 +137,7 @@ def test_rows_are_exact_when_one_instance_is_noticed_and_another_terminated(clou
     generate. Both are replaced, every row is there once with an undisturbed run's text, every instance is terminated
     in the end, and no process is left."""
     place = cloud.place
-    place.write(prompts(160, max_tokens=120))
+    place.write(prompts(120, max_tokens=100))
     job_id = cloud.submit("two")
     cloud.until(
         job_id,
@@ -156,7 +156,7 @@ def test_rows_are_exact_when_one_instance_is_noticed_and_another_terminated(clou
 
     undisturbed = place.call("run", "prompts.parquet", f"--model={place.model}", f"--output={place.directory / 'out'}",
         f"--store={place.directory / 'store'}", "--workers=2", "--max-length-finish-fraction=1", "--seed=7", ENGINE,
-        '--worker-engine-options={"seats": 8}', "--json")  # fmt: skip
+        '--worker-engine-options={"seats": 64}', "--json")  # fmt: skip
     assert undisturbed.exit_code == 0, undisturbed.stderr
     assert cloud.texts(job_id) == place.texts()
     assert status.final is not None
