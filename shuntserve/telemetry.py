@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TextIO
@@ -70,13 +71,19 @@ def emit(event: Event, *, level: int = logging.INFO, **fields: object) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per record: time, level, event, then the event's own fields."""
+    """One JSON object per record: time, level, event, then what is true of the whole process, then the event's own
+    fields."""
+
+    def __init__(self, always: Mapping[str, object]) -> None:
+        super().__init__()
+        self._always = always
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
+            **self._always,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -84,10 +91,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_to(stream: TextIO, level: str) -> None:
-    """Send this process's events to `stream`; replaces an earlier choice."""
+def log_to(stream: TextIO, level: str, **always: object) -> None:
+    """Send this process's events to `stream`, each with the fields in `always` (its job, its node); replaces an earlier
+    choice."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines({name: value for name, value in always.items() if value is not None}))
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(level.upper())
     LOGGER.propagate = False

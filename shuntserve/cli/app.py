@@ -18,6 +18,7 @@ COMMAND_MODULES = (
     "shuntserve.cli.run",
     "shuntserve.cli.jobs",
     "shuntserve.cli.rows",
+    "shuntserve.cli.logs",
     "shuntserve.cli.report",
     "shuntserve.cli.fleet",
     "shuntserve.cli.estimate",

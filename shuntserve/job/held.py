@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from shuntserve import telemetry
@@ -87,6 +88,15 @@ class Held:
             rows=tenure.ref.rows,
             resumed=tenure.resumed,
         )
+        for row in tenure.newly_condemned:
+            telemetry.emit(
+                telemetry.Event.ROW_POISONED,
+                level=logging.WARNING,
+                worker=self._incarnation(),
+                chunk=tenure.chunk,
+                epoch=tenure.epoch,
+                row=row,
+            )
 
     def drop_all(self) -> None:
         """Forget everything without a word: the lease is over, or the bucket refuses us."""
@@ -136,6 +146,15 @@ class Held:
                 raise Corrupt(key, "was written by somebody else in our own epoch", "report this; no result is lost")
             self._counters.checkpoints += 1
             self._counters.tokens_durable += new_tokens
+            telemetry.emit(
+                telemetry.Event.CHECKPOINT_WRITTEN,
+                level=logging.DEBUG,
+                worker=self._incarnation(),
+                chunk=tenure.chunk,
+                epoch=tenure.epoch,
+                sequences=len(entries),
+                tokens=new_tokens,
+            )
 
         self._write(tenure, lambda: procedures.checkpoint(key, entries, incarnation), written)
         return True
@@ -153,7 +172,9 @@ class Held:
                 self._counters.sequences_out += tenure.sequences_out
                 self._counters.length_finishes += tenure.length_finishes
                 self._counters.tokens_durable += new_tokens
-            self._end(tenure, telemetry.Event.CHUNK_COMMITTED, won=won)
+            self._end(
+                tenure, telemetry.Event.CHUNK_COMMITTED, won=won, rows=tenure.ref.rows, rejected=tenure.rows_rejected
+            )
 
         self._write(tenure, lambda: procedures.commit(key, tenure.table, tenure.sequences, incarnation), written)
 
@@ -166,7 +187,7 @@ class Held:
             lambda _: self._end(tenure, telemetry.Event.CHUNK_RELEASED),
         )
 
-    def _end(self, tenure: Tenure, event: telemetry.Event, **fields: bool) -> None:
+    def _end(self, tenure: Tenure, event: telemetry.Event, **fields: int) -> None:
         del self.tenures[tenure.chunk], self._next_checkpoint_s[tenure.chunk]
         self._releases.pop(tenure.chunk, None)
         telemetry.emit(event, worker=self._incarnation(), chunk=tenure.chunk, epoch=tenure.epoch, **fields)

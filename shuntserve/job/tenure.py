@@ -125,6 +125,11 @@ class Tenure:
         return progress
 
     @property
+    def newly_condemned(self) -> tuple[int, ...]:
+        """Rows that this epoch rejects because the engine does not survive them, until that is durable."""
+        return tuple(dict.fromkeys(row for (row, _), one in self.dirty.items() if one.code == ENGINE_CRASH))
+
+    @property
     def rows_finished(self) -> int:
         """Rows of which every sample has ended."""
         return len(self._params_json) - len({row for row, _ in self.open})

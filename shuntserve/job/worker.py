@@ -263,6 +263,7 @@ class WorkerLoop:
         if self.engine is not None or self._engine_factory is None or self._now_s < self._start_engine_at_s:
             return
         if self._stopped is None and not self.search.finished:
+            telemetry.emit(telemetry.Event.ENGINE_STARTING, worker=self._me(), attempt=self._failed_starts + 1)
             self.engine = self._engine_factory()
             self.engine.start()
 
@@ -308,7 +309,10 @@ class WorkerLoop:
 
     def _on_loss(self, loss: EngineLost) -> None:
         """Give every claim back, with a crash report where rows were in the engine; another engine starts by itself."""
-        telemetry.emit(telemetry.Event.ENGINE_LOST, worker=self._me(), kind=str(loss.kind), detail=loss.detail)
+        chunks = {tenure.chunk: tenure.epoch for tenure in self.held.tenures.values()}
+        telemetry.emit(
+            telemetry.Event.ENGINE_LOST, worker=self._me(), kind=str(loss.kind), detail=loss.detail, chunks=chunks
+        )
         was_ready = self._ready is not None
         self.engine, self._ready = None, None
         if was_ready:

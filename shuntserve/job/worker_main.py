@@ -61,7 +61,7 @@ class Exit(IntEnum):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one worker to its end."""
     arguments = _parse(argv)
-    telemetry.log_to(sys.stderr, arguments.log_level)
+    telemetry.log_to(sys.stderr, arguments.log_level, job=arguments.job, node=arguments.node, slot=arguments.slot)
     try:
         return int(_work(arguments))
     except ShuntServeError as error:
