@@ -172,6 +172,8 @@ class Job:
     def stop(self, *, now: bool = False) -> None:
         """The brake: pause the job and end its machines. `now` ends them without letting them drain."""
         self.pause(str(Pause.REQUESTED))
+        if not now and self.status().fleet.open_launches:
+            self.start()  # somebody has to see the machines off
         if now:
             end_machines(provider_of(self._request, self._submitted.job), self.job_id)
 

@@ -157,8 +157,22 @@ def wait(
     raise typer.Exit(EXIT_TIMEOUT if job.exit_code is None else job.exit_code)
 
 
-def cancel(job_id: JobId, store: Store = None, as_json: AsJson = False) -> None:
+def cancel(
+    job_id: JobId,
+    store: Store = None,
+    as_json: AsJson = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Write the output here, or leave it to a controller.")
+    ] = True,
+) -> None:
     """Stop a job for good: rows that have not ended become rejects, with what they had; the output is written."""
+    if not wait:
+        from shuntserve.api import attach
+
+        without_torch()
+        attach(job_id, store=existing_store(store).url).cancel(wait=False)
+        print("asked; a controller writes the output", file=sys.stderr)
+        return
     from shuntserve import telemetry
     from shuntserve.cli.interrupts import interrupts
     from shuntserve.cli.progress import TerminalReporter

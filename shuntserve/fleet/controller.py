@@ -562,7 +562,9 @@ class ControllerLoop:
         if snapshot.chunks_committed > memory.committed:
             memory.committed, memory.failures = snapshot.chunks_committed, 0
         for one in seen:
-            never_came = one.report is None and one.node.state in (NodeState.LOST, NodeState.LATE)
+            # One the provider never had says nothing about our software: a request that got lost, an API that was out.
+            made = one.node.state is NodeState.LATE or memory.observer.had_machine(one.launch.id)
+            never_came = one.report is None and made and one.node.state in (NodeState.LOST, NodeState.LATE)
             if (one.node.failure is not None or never_came) and one.launch.id not in memory.failed_nodes:
                 memory.failed_nodes.add(one.launch.id)
                 memory.failures += 1

@@ -134,6 +134,10 @@ class FleetObserver:
         )
         return max(until_unix_s, self._there_unix_s.get(launch.id, -math.inf))
 
+    def had_machine(self, launch_id: str) -> bool:
+        """Whether the provider has ever shown a machine for this launch."""
+        return launch_id in self._had_machine
+
     def spent_usd(self, now_unix_s: float) -> float:
         """What all machines have cost so far."""
         return sum(launch.usd(self.ran_until_unix_s(launch, now_unix_s)) for launch in self.launches.values())

@@ -31,23 +31,27 @@ KINDS = tuple(MODULES)
 class FleetTrial(KillTrial):
     """One input, its undisturbed run, and any number of jobs on local fleets."""
 
-    def submit(self, name: str, *more: str, nodes: int = 2) -> FleetJob:
-        """Submit the planted input as a job of its own; its controller starts."""
+    def submit(self, name: str, *more: str, nodes: int = 2, source: Path | None = None) -> FleetJob:
+        """Submit the planted input (or another) as a job of its own; its controller starts."""
         command = [
-            *(str(Path(sys.executable).with_name("shuntserve")), "submit", str(self.input)),
+            *(str(Path(sys.executable).with_name("shuntserve")), "submit", str(source or self.input)),
             *(f"--model={self.model}", f"--store={self.directory / f'store-{name}'}"),
-            *(f"--output={self.directory / f'out-{name}'}", f"--pool=local={nodes}@1"),
+            *(f"--output={self.directory / f'out-{name}'}", *([f"--pool=local={nodes}@1"] if nodes else [])),
             f"--name={name}",
             "--max-cost-usd=100",
             *("--set=max_reject_fraction=1", "--set=max_length_finish_fraction=1", "--set=seed=7"),
             *("--set=checkpoint_interval_s=0.5", "--set=lease_s=3", "--set=spending_lease_s=20"),
             f'--set=engine={{"max_model_len": {MAX_MODEL_LEN}, {self._engine_settings()}}}',
-            *(text for text in self.engine.arguments if text.startswith("--worker-engine")),
+            *self.engine_arguments(),
             *("--json", *more),
         ]
         done = self.run(command)
         assert done.returncode == 0, done.stderr
         return FleetJob(self, f"store-{name}", str(json.loads(done.stdout)["job"]))
+
+    def engine_arguments(self) -> list[str]:
+        """Which engine the job's workers run, for commands that start a controller."""
+        return [text for text in self.engine.arguments if text.startswith("--worker-engine")]
 
     def _engine_settings(self) -> str:
         """The engine options of `shuntserve run`, as settings of a job."""
@@ -113,13 +117,12 @@ class FleetJob:
 
     def controller_command(self) -> list[str]:
         """One more controller of this job."""
-        engine = [text for text in self.trial.engine.arguments if text.startswith("--worker-engine")]
+        engine = self.trial.engine_arguments()
         return [sys.executable, "-m", "shuntserve.cli.app", "controller", self.id, f"--store={self.store}", *engine]
 
     def go_on(self) -> None:
         """What a flow does: make sure that a controller is at work."""
-        engine = [text for text in self.trial.engine.arguments if text.startswith("--worker-engine")]
-        done = self.command("resume", *engine)
+        done = self.command("resume", *self.trial.engine_arguments())
         assert done.returncode == 0, done.stderr
 
     def wait_for(self, what: Callable[[JobStatus], bool], within_s: float = 90.0) -> JobStatus:
