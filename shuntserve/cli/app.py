@@ -20,6 +20,7 @@ COMMAND_MODULES = (
     "shuntserve.cli.rows",
     "shuntserve.cli.logs",
     "shuntserve.cli.report",
+    "shuntserve.cli.retry",
     "shuntserve.cli.fleet",
     "shuntserve.cli.estimate",
     "shuntserve.cli.plan",

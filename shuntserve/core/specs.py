@@ -153,6 +153,10 @@ class JobSpec(BaseModel):
     `max_cost_usd`, or nothing bounds it."""
     spending_lease_s: float = Field(default=300.0, ge=2, le=86400)
     """Machines end by themselves when no controller has renewed the spending lease for this long."""
+    retry_of: str | None = None
+    """The job whose rejects this one runs again. `shuntserve retry` says so; it changes nothing else."""
+    retry_codes: tuple[str, ...] = ()
+    """Of those rejects, only these codes; empty: all."""
     rerun: bool | str = False
     """Make a new job even though this submission already is one. True: always a new one; a text: one per text."""
 

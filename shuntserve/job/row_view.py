@@ -73,13 +73,18 @@ def find_row(bucket: Bucket, job: ResolvedJob, manifest: Manifest, wanted: str) 
 
 def rejected_rows(bucket: Bucket, job_id: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
     """All rejects so far: those of ingest, then those of committed chunks."""
-    for table in _rejects(bucket, manifest):
+    for table in reject_tables(bucket, job_id, manifest):
         yield from table.to_pylist()
+
+
+def reject_tables(bucket: Bucket, job_id: str, manifest: Manifest) -> Iterator[pa.Table]:
+    """The same as tables of source_file, source_row, request_id, code and message, one row for each rejected row."""
+    yield from _rejects(bucket, manifest)
     for page in manifest.pages:
         listed = (info.key for info in bucket.list(keys.results_page(job_id, page.page)))
         for table in prefetched(listed, lambda key: _read(bucket, key)):
             rejects = table.filter(pc.is_valid(table.column("code")))
-            yield from rejects.select(["source_file", "source_row", "request_id", "code", "message"]).to_pylist()
+            yield rejects.select(["source_file", "source_row", "request_id", "code", "message"])
 
 
 def _rejects(bucket: Bucket, manifest: Manifest) -> Iterator[pa.Table]:

@@ -102,6 +102,8 @@ def resolve(
         return_token_ids=spec.return_token_ids,
         return_logprobs=_returns_logprobs(spec, summary, columns, defaults),
         prompt_schema=columns.prompt_schema,
+        parent=spec.retry_of,
+        retry_codes=spec.retry_codes,
         operations=Operations(
             output=spec.output,
             max_reject_fraction=spec.max_reject_fraction,

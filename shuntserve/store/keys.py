@@ -190,3 +190,12 @@ def upload_seen(name: str, fingerprint: str) -> str:
 
 def submitted_identity(identity: str) -> str:
     return f"identities/{identity}.json"
+
+
+def retry_folder(job_id: str, retry: str) -> str:
+    """Rows of the job that another one runs again; `retry` names the choice of rows."""
+    return f"jobs/{job_id}/retries/{retry}"
+
+
+def retry(job_id: str, retry: str) -> str:
+    return f"jobs/{job_id}/retries/{retry}.json"
