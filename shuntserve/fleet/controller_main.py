@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +23,15 @@ from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.fleet.controller import ControllerLoop, ControllerTimes, Work
 from shuntserve.fleet.controller_lease import ControllerLease
 from shuntserve.fleet.provider import Provider
-from shuntserve.job import control, machine
+from shuntserve.job import control, fleet_records, machine
 from shuntserve.job.adjust import current_job
 from shuntserve.job.carried import carried_type
 from shuntserve.job.final import Final, load_final
 from shuntserve.job.finalize import finalize
+from shuntserve.job.fleet_records import LaunchRecord
 from shuntserve.job.ingest import ingest
 from shuntserve.job.local import LocalWorkers
+from shuntserve.job.report import Costs, PoolCost, write_report
 from shuntserve.job.run import NO_ENGINE, RunRequest, output_place, worker_plan
 from shuntserve.job.worker_main import monotonic_s
 from shuntserve.store.port import Bucket
@@ -49,12 +52,38 @@ def work_of(request: RunRequest, bucket: Bucket, job_id: str) -> Work:
             bucket, replace(plan, environments=[{}], engine=NO_ENGINE, engine_options={}, log_dir=log_dir)
         )
 
+    def report(job: ResolvedJob, manifest: Manifest, final: Final) -> None:
+        now_unix_s = time.time()
+        launches = fleet_records.load_launches(bucket, job_id).values()
+        url = output_place(bucket, job).url
+        costs = costs_of(list(launches), now_unix_s)
+        write_report(bucket, job, manifest, final, costs, now_unix_s=now_unix_s, output_url=url)
+
     return Work(
         current=lambda: current_job(bucket, job_id),
         ingest=lambda job: ingest(bucket, job),
         finalize=finish,
-        report=lambda job, manifest, final: None,
+        report=report,
         closer=closer,
+    )
+
+
+def costs_of(launches: Sequence[LaunchRecord], now_unix_s: float) -> Costs:
+    """What a job's machines have cost, pool by pool, and what they would have cost on demand where that is known."""
+    by_pool: dict[str, tuple[float, float]] = {}
+    on_demand_usd: float | None = 0.0
+    for launch in launches:
+        hours, usd = by_pool.get(launch.pool, (0.0, 0.0))
+        by_pool[launch.pool] = (hours + launch.hours(now_unix_s), usd + launch.usd(now_unix_s))
+        if on_demand_usd is not None and launch.on_demand_usd_per_h is not None:
+            on_demand_usd += launch.on_demand_usd_per_h * launch.hours(now_unix_s)
+        else:
+            on_demand_usd = None
+    return Costs(
+        spent_usd=sum(usd for _, usd in by_pool.values()),
+        on_demand_usd=on_demand_usd,
+        predicted_usd=None,
+        by_pool=tuple(PoolCost(pool, hours, usd) for pool, (hours, usd) in by_pool.items()),
     )
 
 

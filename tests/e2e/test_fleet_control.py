@@ -146,8 +146,8 @@ def test_a_job_that_spends_its_budget_is_partial(trial: FleetTrial) -> None:
 
 
 def test_all_rows_rejected_is_not_green(trial: FleetTrial) -> None:
-    """A job whose every row is bad ends as FAILED, with the rejects' exit code, or, where any share of them is accepted,
-    with the one of failure: never with 0."""
+    """A job whose every row is bad ends as FAILED, with the rejects' exit code, or, where any share of rejects is
+    accepted, with the one of failure: never with 0."""
     path = trial.directory / "bad.parquet"
     pq.write_table(pa.Table.from_pylist([{"prompt": "", "request_id": str(n)} for n in range(20)]), path)
 
