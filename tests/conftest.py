@@ -7,6 +7,10 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.support.resume_table import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
+
 # Tests never leave this machine: an unknown model name must be an error at once, not a download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

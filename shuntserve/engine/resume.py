@@ -70,6 +70,16 @@ def install_in_v1_runner() -> None:
     gpu_model_runner.CachedRequestState = ResumedRequestState
 
 
+def keep_output_tokens(model_runner: Any) -> None:
+    """Make the V1 runner fill in every row's output tokens in every step. Call before the first one.
+
+    With steps scheduled ahead, a token that is still on its way has a placeholder in the row's output. vLLM fills them
+    in only while some row of the batch has a penalty or bad words; where that begins in the middle of a row, all of its
+    placeholders so far become one token, and min_tokens then counts too few. Seen in vLLM 0.31 and 0.32.
+    """
+    model_runner.input_batch.logitsprocs_need_output_token_ids = True
+
+
 _WORD = (1 << 64) - 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from vllm.v1.worker.gpu_worker import Worker
 
 from shuntserve.engine import plugin
-from shuntserve.engine.resume import install_in_v1_runner, reseed
+from shuntserve.engine.resume import install_in_v1_runner, keep_output_tokens, reseed
 
 
 class ResumeWorkerMixin:
@@ -17,6 +17,11 @@ class ResumeWorkerMixin:
         plugin.register()
         install_in_v1_runner()
         super().__init__(*args, **keywords)
+
+    def load_model(self, **keywords: Any) -> None:
+        super().load_model(**keywords)  # type: ignore[misc]
+        if not self.use_v2_model_runner:  # type: ignore[attr-defined]
+            keep_output_tokens(self.model_runner)  # type: ignore[attr-defined]
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         # Without an execute_model_state there is nothing to sample here (a pipeline's earlier stages).

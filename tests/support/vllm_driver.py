@@ -28,9 +28,7 @@ def options(model: Path, *, scheduler_cls: str | None = None, **engine: Any) -> 
     return chosen if scheduler_cls is None else {**chosen, "scheduler_cls": scheduler_cls}
 
 
-def started(
-    model_options: dict[str, Any], log_path: Path, *, backend: str = BACKEND, **keywords: Any
-) -> EngineProcess:
+def started(model_options: dict[str, Any], log_path: Path, *, backend: str = BACKEND, **keywords: Any) -> EngineProcess:
     """An engine that is ready."""
     engine = EngineProcess(backend, model_options, log_path, **keywords)
     engine.start()

@@ -69,6 +69,18 @@ WORKERS: tuple[TouchPoint, ...] = (
         mentions(r"self\.generators: dict\[int, torch\.Generator\]"),
     ),
     TouchPoint(
+        "vllm.v1.worker.gpu_input_batch:InputBatch._make_sampling_metadata",
+        "resume",
+        "output tokens are filled in whenever this says that a logits processor needs them",
+        mentions(r"or self\.logitsprocs_need_output_token_ids"),
+    ),
+    TouchPoint(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner.may_reinitialize_input_batch",
+        "resume",
+        "the batch is made anew with what the first one was told",
+        mentions(r"logitsprocs_need_output_token_ids=self\.input_batch\.logitsprocs_need_output_token_ids"),
+    ),
+    TouchPoint(
         "vllm.v1.worker.gpu.model_runner:GPUModelRunner.add_requests",
         "resume",
         "the V2 runner is told prompt and prefill length apart",
