@@ -136,9 +136,9 @@ class FleetJob:
                 raise AssertionError(f"not within {within_s} s: {json.dumps(status.to_json())}\n{self.log_tail()}")
             time.sleep(0.2)
 
-    def generating(self) -> JobStatus:
+    def generating(self, within_s: float = 90.0) -> JobStatus:
         """Wait until both durable and undurable work is under way."""
-        return self.wait_for(lambda status: status.snapshot is not None and under_way(status))
+        return self.wait_for(lambda status: status.snapshot is not None and under_way(status), within_s)
 
     def ended(self, within_s: float = 90.0) -> JobStatus:
         """Wait for the end of the job, its fleet and its controller."""
