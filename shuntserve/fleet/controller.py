@@ -26,6 +26,7 @@ from shuntserve.core.states import Pause, ended_exit_code, paused_exit_code, rea
 from shuntserve.errors import InvalidInput, ShuntServeError, Unavailable
 from shuntserve.fleet.controller_lease import ControllerLease
 from shuntserve.fleet.observe import FleetObserver, Seen, free_slot
+from shuntserve.fleet.prediction import Prediction
 from shuntserve.fleet.provider import Launch, NoCapacity, Provider
 from shuntserve.job import control, fleet_records
 from shuntserve.job.control import Standing
@@ -66,6 +67,7 @@ class Work:
     ingest: Callable[[ResolvedJob], Manifest]
     finalize: Callable[[ResolvedJob, Manifest], Final]
     report: Callable[[ResolvedJob, Manifest, Final], None]
+    predict: Callable[[ResolvedJob, Manifest, tuple[Want, ...]], Prediction | None]
     closer: Callable[[ResolvedJob], LocalWorkers]
     """A worker without an engine: commits what is left of a stopped job."""
 
@@ -80,6 +82,7 @@ class _Memory:
     timeline: Timeline
     interruptions: InterruptionWatch
     manifest: Manifest | None = None
+    proposal: dict[str, Any] | None = None
     watcher: Watcher | None = None
     plan: PlanRecord | None = None
     final: Final | None = None
@@ -245,8 +248,8 @@ class ControllerLoop:
         standing = control.standing(self._bucket, self._id)
         if standing.adjusted != memory.adjusted:
             memory.job, memory.adjusted = self._work.current(), dict(standing.adjusted)
-            memory.wants = self._wants(memory.job)
-        if memory.final is None and self._awaits_approval(memory, standing, now_unix_s):
+            memory.wants, memory.proposal = self._wants(memory.job), None
+        if memory.final is None and self._awaits_approval(memory, memory.manifest, standing, now_unix_s):
             return
         if memory.final is None:
             self._phase(memory, "run", now_unix_s)
@@ -275,13 +278,14 @@ class ControllerLoop:
         value = future.result()  # raises what it raised
         return value if running == what else None
 
-    def _awaits_approval(self, memory: _Memory, standing: Standing, now_unix_s: float) -> bool:
+    def _awaits_approval(self, memory: _Memory, manifest: Manifest, standing: Standing, now_unix_s: float) -> bool:
         """Make the proposal; True while somebody has to agree first and has not."""
-        proposal = propose(memory.job, memory.wants)
-        body = fleet_records.body(self._lease.incarnation, **proposal)
-        known = fleet_records.read(self._bucket, keys.proposal(self._id))
-        if known is None or {name: known.get(name) for name in proposal} != proposal:
-            self._bucket.put(keys.proposal(self._id), body)
+        if memory.proposal is None:
+            prediction = self._work.predict(memory.job, manifest, memory.wants)
+            proposal = propose(memory.job, memory.wants, prediction)
+            self._bucket.put(keys.proposal(self._id), fleet_records.body(self._lease.incarnation, **proposal))
+            memory.proposal = proposal
+        proposal = memory.proposal
         if not proposal["approval_needed"] or standing.stopped is not None:
             return False
         if self._bucket.head(keys.approval(self._id, fleet_records.digest(proposal))) is not None:
@@ -587,7 +591,7 @@ class ControllerLoop:
         self.over = True
 
 
-def propose(job: ResolvedJob, wants: tuple[Want, ...]) -> dict[str, Any]:
+def propose(job: ResolvedJob, wants: tuple[Want, ...], prediction: Prediction | None) -> dict[str, Any]:
     """What the fleet would be and cost, and whether somebody has to agree first."""
     usd_per_h = sum(want.count * max(offer.usd_per_h or 0.0 for offer in want.offers) for want in wants)
     cap = job.operations.max_cost_usd
@@ -597,7 +601,8 @@ def propose(job: ResolvedJob, wants: tuple[Want, ...]) -> dict[str, Any]:
         case "never":
             needed = False
         case _:
-            needed = usd_per_h > 0 and cap is None
+            at_most = None if prediction is None else prediction.usd_at_most
+            needed = usd_per_h > 0 and (cap is None or (at_most is not None and at_most > cap))
     return {
         "pools": [
             {"pool": want.name, "count": want.count, "usd_per_h": [offer.usd_per_h for offer in want.offers]}
@@ -605,5 +610,6 @@ def propose(job: ResolvedJob, wants: tuple[Want, ...]) -> dict[str, Any]:
         ],
         "usd_per_h": usd_per_h,
         "max_cost_usd": cap,
+        "prediction": None if prediction is None else prediction.to_json(),
         "approval_needed": needed,
     }

@@ -16,12 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 from shuntserve import telemetry
+from shuntserve.catalog import load_catalog, user_directory
 from shuntserve.core.ledger import Rules
 from shuntserve.core.manifest import Manifest
+from shuntserve.core.offers import Want
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.fleet.controller import ControllerLoop, ControllerTimes, Work
 from shuntserve.fleet.controller_lease import ControllerLease
+from shuntserve.fleet.prediction import Prediction, predict
 from shuntserve.fleet.provider import Provider
 from shuntserve.job import control, fleet_records, machine
 from shuntserve.job.adjust import current_job
@@ -34,6 +37,7 @@ from shuntserve.job.local import LocalWorkers
 from shuntserve.job.report import Costs, PoolCost, write_report
 from shuntserve.job.run import NO_ENGINE, RunRequest, output_place, worker_plan
 from shuntserve.job.worker_main import monotonic_s
+from shuntserve.store import keys
 from shuntserve.store.port import Bucket
 
 
@@ -56,19 +60,25 @@ def work_of(request: RunRequest, bucket: Bucket, job_id: str) -> Work:
         now_unix_s = time.time()
         launches = fleet_records.load_launches(bucket, job_id).values()
         url = output_place(bucket, job).url
-        costs = costs_of(list(launches), now_unix_s)
+        proposal = fleet_records.read(bucket, keys.proposal(job_id)) or {}
+        predicted = (proposal.get("prediction") or {}).get("usd_at_most")
+        costs = costs_of(list(launches), predicted, now_unix_s)
         write_report(bucket, job, manifest, final, costs, now_unix_s=now_unix_s, output_url=url)
+
+    def prediction(job: ResolvedJob, manifest: Manifest, wants: tuple[Want, ...]) -> Prediction | None:
+        return predict(bucket, job, manifest, wants, load_catalog(user_directory()))
 
     return Work(
         current=lambda: current_job(bucket, job_id),
         ingest=lambda job: ingest(bucket, job),
         finalize=finish,
         report=report,
+        predict=prediction,
         closer=closer,
     )
 
 
-def costs_of(launches: Sequence[LaunchRecord], now_unix_s: float) -> Costs:
+def costs_of(launches: Sequence[LaunchRecord], predicted_usd: float | None, now_unix_s: float) -> Costs:
     """What a job's machines have cost, pool by pool, and what they would have cost on demand where that is known."""
     by_pool: dict[str, tuple[float, float]] = {}
     on_demand_usd: float | None = 0.0
@@ -82,7 +92,7 @@ def costs_of(launches: Sequence[LaunchRecord], now_unix_s: float) -> Costs:
     return Costs(
         spent_usd=sum(usd for _, usd in by_pool.values()),
         on_demand_usd=on_demand_usd,
-        predicted_usd=None,
+        predicted_usd=predicted_usd,
         by_pool=tuple(PoolCost(pool, hours, usd) for pool, (hours, usd) in by_pool.items()),
     )
 
