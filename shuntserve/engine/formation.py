@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import hmac
 import os
-import signal
+import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from shuntserve.engine.membership import (
 )
 from shuntserve.engine.pipeline_options import JOINING, PipelineOptions
 from shuntserve.engine.port import EngineLost, LossKind
-from shuntserve.engine.session import Session
+from shuntserve.engine.session import kill_below
 from shuntserve.errors import Corrupt, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
@@ -51,6 +50,8 @@ class Formation:
 
     def __init__(self, pipeline: PipelineOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._pipeline = pipeline
+        self._generation = f"{pipeline.generation}-{secrets.token_hex(4)}"
+        """No two formations share one, not even when a leader tries again with the same options."""
         self._topology = pipeline.topology
         self._clock = clock
         self._listener: socket.socket | None = None
@@ -69,7 +70,6 @@ class Formation:
         """Listen for the other nodes and publish where. Raises InvalidInput when the address is not ours or the port is
         taken."""
         pipeline = self._pipeline
-        telemetry.log_to(sys.stderr, "info")
         use_address(pipeline.address)
         try:
             self._listener = socket.create_server(
@@ -79,7 +79,7 @@ class Formation:
             thing = f"pipeline address {pipeline.address}:{pipeline.port}"
             raise InvalidInput(thing, error.strerror or str(error), "choose a free port, or 0") from error
         port = self._listener.getsockname()[1]
-        rendezvous = Rendezvous(pipeline.generation, pipeline.address, port, pipeline.token)
+        rendezvous = Rendezvous(self._generation, pipeline.address, port, pipeline.token)
         if pipeline.rendezvous_path is not None:
             _write_whole(Path(pipeline.rendezvous_path), rendezvous.to_json())
         return rendezvous
@@ -87,9 +87,9 @@ class Formation:
     def admit(self, options: Mapping[str, Any]) -> None:
         """Wait for every node, then tell all of them `options` and begin to watch. Raises Unavailable when some did not
         come in time, naming them."""
-        self._store = serve_store(self._pipeline.generation, self._pipeline.address)
+        self._store = serve_store(self._generation, self._pipeline.address)
         os.environ[MEMBERSHIP_VARIABLE] = Membership(
-            self._pipeline.generation, self._pipeline.address, self._store.port, 0
+            self._generation, self._pipeline.address, self._store.port, 0
         ).to_environment()
         self._await_nodes()
         assert self._listener is not None
@@ -140,7 +140,7 @@ class Formation:
             left_s = deadline_s - self._clock()
             if left_s <= 0:
                 raise Unavailable(
-                    f"pipeline generation {self._pipeline.generation}",
+                    f"pipeline generation {self._generation}",
                     f"{JOINING}: node {', '.join(map(str, missing))} did not join within {limit_s:g} s",
                     "see the logs of its agent, and whether it reaches this address",
                 )
@@ -167,16 +167,14 @@ class Formation:
         assert isinstance(hello, Hello)
         wire.settimeout(None)
         self._wires[hello.node] = wire
-        telemetry.emit(
-            telemetry.Event.PIPELINE_NODE_JOINED, generation=self._pipeline.generation, node=hello.node, address=peer
-        )
+        telemetry.emit(telemetry.Event.PIPELINE_NODE_JOINED, generation=self._generation, node=hello.node, address=peer)
 
     def _objection(self, hello: Message | None) -> str | None:
         """Why this node does not belong here, in words for its log; None when it does."""
         if not isinstance(hello, Hello):
             return "it did not say hello"
-        if hello.generation != self._pipeline.generation:
-            return f"generation {hello.generation} is not {self._pipeline.generation}, which forms here"
+        if hello.generation != self._generation:
+            return f"generation {hello.generation} is not {self._generation}, which forms here"
         if not hmac.compare_digest(hello.token.encode(), self._pipeline.token.encode()):
             return "its token is wrong"
         if not 1 <= hello.node < len(self._topology.node_ranks):
@@ -201,25 +199,18 @@ class Formation:
     def _lose(self, node: int | None, loss: EngineLost) -> None:
         telemetry.emit(
             telemetry.Event.PIPELINE_NODE_LOST,
-            generation=self._pipeline.generation,
+            generation=self._generation,
             node=node,
             kind=loss.kind.value,
-            cause=loss.detail,
-        )
+        )  # not the cause: it is quoted in the engine's loss, which is looked up in this log
         if not self._losses:
             self._we_ended_engine = not self._local_death()
         self._losses.append(loss)
-        self._end_engine()
-
-    def _end_engine(self) -> None:
-        """The engine's core and workers here, which would wait for the lost ones."""
-        for pid in [pid for pid in Session(os.getsid(0)).members() if pid != os.getpid()]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_below()  # the engine's core and workers here, which would wait for the lost ones
 
     def _look_at_phases(self, now_s: float) -> None:
         if self._losses:
-            self._end_engine()  # what has been started since
+            kill_below()  # what has been started since
             return
         if self._running or self._store is None:
             return
@@ -229,7 +220,7 @@ class Formation:
                 self._phases[rank] = (phase, now_s)
                 telemetry.emit(
                     telemetry.Event.PIPELINE_PHASE,
-                    generation=self._pipeline.generation,
+                    generation=self._generation,
                     rank=rank,
                     node=self._topology.node_of(rank),
                     phase=phase.value,

@@ -29,7 +29,7 @@ LINK_TIMEOUT_S = 5.0
 """How long the kernel keeps trying before it calls a silent network dead."""
 START_SILENCE_S = 60.0
 """While modules are imported and weights loaded, a process may be deaf for long; the kernel still answers for it."""
-RUN_SILENCE_S = 6.0
+RUN_SILENCE_S = 5.0
 _MAX_MESSAGE_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 _LENGTH = struct.Struct("<I")
@@ -143,9 +143,13 @@ class Wire:
     def settimeout(self, timeout_s: float | None) -> None:
         self._socket.settimeout(timeout_s)
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
+        """End the conversation; whoever reads, here or there, is told."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.hang_up()
         self._socket.close()
 
     def forget(self) -> None:
@@ -200,9 +204,10 @@ class LinkWatch:
                 wire.send(message)
 
     def close(self) -> None:
+        """Hang up; the thread ends by itself."""
         self._closed = True
         for wire in list(self._wires.values()):
-            wire.close()
+            wire.hang_up()
 
     def _forget(self) -> None:
         for wire in self._wires.values():

@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import json
 import os
-import signal
 import socket
 import sys
 import time
@@ -38,7 +37,7 @@ from shuntserve.engine.membership import MEMBERSHIP_VARIABLE, Membership
 from shuntserve.engine.pipeline_options import JOINING, TIMEOUTS_S, config_sha256
 from shuntserve.engine.port import EngineLost, LossKind
 from shuntserve.engine.process import loss_by_exit_status
-from shuntserve.engine.session import Session
+from shuntserve.engine.session import kill_below
 from shuntserve.engine.vllm_options import VllmOptions, check_model, prepare_environment, vllm_config
 from shuntserve.errors import Conflict, InvalidInput, NotFound, ShuntServeError, Unavailable
 
@@ -145,7 +144,7 @@ class Node:
 
     def _lost_link(self, leader: int, cause: str) -> None:
         status = self._say(Exit.OVER, f"the leader is lost: {cause}")
-        end_session()
+        kill_below()
         os._exit(status)
 
     # --- the end
@@ -160,16 +159,6 @@ class Node:
     def _say(self, status: Exit, cause: str) -> Exit:
         telemetry.emit(telemetry.Event.PIPELINE_NODE_LOST, node=self._node, outcome=status.name.lower(), cause=cause)
         return status
-
-
-def end_session() -> None:
-    """Every process that this one started, directly or not."""
-    if os.getsid(0) != os.getpid():
-        return  # somebody else's session: the workers' own lifelines must do
-    for pid in Session(os.getpid()).members():
-        if pid != os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 # --- joining
@@ -269,7 +258,7 @@ def check_same_model(model: str, leaders: str | None) -> None:
 
 if __name__ == "__main__":
     status = main()
-    end_session()
+    kill_below()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # the workers are gone: exit hooks of foreign libraries may hang

@@ -59,6 +59,17 @@ class Session:
             _wait_for_a_death(left, min(_LOOK_AGAIN_S, remaining_s))
 
 
+def kill_below() -> None:
+    """SIGKILL everybody else in the session that this process leads; nobody when it leads none, for then they are not
+    its own."""
+    if os.getsid(0) != os.getpid():
+        return
+    for pid in Session(os.getpid()).members():
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def _wait_for_a_death(pids: Sequence[int], timeout_s: float) -> None:
     with contextlib.ExitStack() as opened, selectors.DefaultSelector() as selector:
         for pid in pids:

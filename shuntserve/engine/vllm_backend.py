@@ -12,11 +12,13 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from shuntserve import telemetry
 from shuntserve.engine import compat, plugin, pulse
 from shuntserve.engine.backend import BackendLost, Emit, Progress
 from shuntserve.engine.formation import CAUSE_GRACE_S, Formation
@@ -65,6 +67,7 @@ class VllmBackend:
         check_model(self._options.model)
         prepare_environment(self._options)
         if self._options.unlike_stages and self._options.pipeline is not None:
+            telemetry.log_to(sys.stderr, "info")
             self._formation = Formation(self._options.pipeline)
             self._formation.open()
         os.environ[plugin.HOST_PID_VARIABLE] = str(os.getpid())
