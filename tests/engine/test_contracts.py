@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import types
 from pathlib import Path
@@ -23,6 +24,45 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 def name_of(point: TouchPoint) -> str:
     return f"{point.where.removeprefix('vllm.')} for {point.used_by}"
+
+
+PUBLIC = (
+    "vllm",
+    "vllm.config",
+    "vllm.exceptions",
+    "vllm.inputs",
+    "vllm.outputs",
+    "vllm.platforms",
+    "vllm.sampling_params",
+    "vllm.usage.usage_lib",
+)
+"""Modules of vLLM's for its users."""
+
+
+def imported_from_vllm() -> list[tuple[str, str]]:
+    """(our module, "their.module:Name") of every import from vLLM in the engine package."""
+    return [
+        (path.stem, f"{node.module}:{alias.name}")
+        for path in sorted(Path(shuntserve.engine.__path__[0]).glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vllm"
+        for alias in node.names
+    ]
+
+
+def test_whatever_is_imported_from_inside_vllm_is_a_touch_point() -> None:
+    """No module of ours reaches into vLLM unlisted: what it imports from there is named, itself or something of it."""
+    listed = [point.where for point in compat.TOUCH_POINTS]
+
+    unlisted = [
+        (ours, theirs)
+        for ours, theirs in imported_from_vllm()
+        if theirs.partition(":")[0] not in PUBLIC
+        and not any(where == theirs or where.startswith(f"{theirs}.") for where in listed)
+        and not any(where.startswith(theirs.replace(":", ".")) for where in listed)  # a module, imported as a name
+    ]
+
+    assert unlisted == []
 
 
 def test_every_touch_point_is_used_by_a_module_of_ours() -> None:

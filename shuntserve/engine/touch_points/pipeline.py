@@ -174,4 +174,40 @@ PIPELINE: tuple[TouchPoint, ...] = (
         "orders the handles of consecutive ranks, whichever the first",
         both(takes("unready_proc_handles"), mentions(r"rank % len\(ready_proc_handles\)")),
     ),
+    TouchPoint(
+        "vllm.distributed:get_pp_group",
+        "stage_worker",
+        "the pipeline group of this rank",
+        mentions(r"return _PP\b"),
+    ),
+    TouchPoint(
+        "vllm.distributed.parallel_state:get_inner_dp_world_group",
+        "stage_worker",
+        "the group of all ranks, which carries messages of the executor",
+        mentions(r"return _INNER_DP_WORLD\b"),
+    ),
+    TouchPoint(
+        "vllm.v1.executor.multiproc_executor:set_multiprocessing_worker_envs",
+        "node_workers",
+        "settings that workers inherit",
+        takes("local_world_size"),
+    ),
+    TouchPoint(
+        "vllm.utils.system_utils:get_mp_context",
+        "node_workers",
+        "how worker processes are started",
+        mentions(r"VLLM_WORKER_MULTIPROC_METHOD"),
+    ),
+    TouchPoint(
+        "vllm.utils.network_utils:get_file_store_init_method",
+        "node_workers",
+        "where the workers of one host would meet by themselves",
+        mentions(r"file://"),
+    ),
+    TouchPoint(
+        "vllm.utils.ompmultiprocessing:OMPProcessManager",
+        "node_workers",
+        "binds the threads of CPU workers",
+        both(takes("config"), has("configure_omp_envs")),
+    ),
 )  # fmt: skip
