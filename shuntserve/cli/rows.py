@@ -11,10 +11,16 @@ import typer
 
 from shuntserve.cli.common import AsJson, JobId, Store, console, existing_store
 from shuntserve.cli.light import without_torch
+from shuntserve.core.states import EXIT_FAILED, EXIT_OK
+from shuntserve.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from shuntserve.job.replay import Replay
     from shuntserve.job.row_view import RowView
     from shuntserve.job.status import JobStatus
+    from shuntserve.store.port import Bucket
+
+DEFAULT_ENGINE = "shuntserve.wiring:vllm_engine"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,10 +35,14 @@ def show_row(
     job_id: JobId,
     row: Annotated[str, typer.Argument(metavar="ID", help="A request id, or FILE:ROW.")],
     store: Store = None,
+    again: Annotated[
+        bool, typer.Option("--replay", help="Run it again on this machine, and compare: exit code 1 when it differs.")
+    ] = False,
     as_json: AsJson = False,
+    worker_engine: Annotated[str | None, typer.Option("--worker-engine", hidden=True)] = None,
+    worker_engine_options: Annotated[str, typer.Option("--worker-engine-options", hidden=True)] = "{}",
 ) -> None:
     """One row: where it came from, the prompt the model saw, parameters, attempts and outcome."""
-    from shuntserve.errors import InvalidInput
     from shuntserve.job.row_view import find_row
     from shuntserve.job.status import job_status
 
@@ -42,10 +52,66 @@ def show_row(
         raise InvalidInput(f"job {job_id}", "has not read its input yet", "run it first")
     view = find_row(bucket, job.job, job.manifest, row)
     prompt = _prompt(job, view)
-    if as_json:
-        print(json.dumps({**_row_json(view), "prompt": prompt}))
-    else:
+    if not as_json:
         _print_row(view, prompt)
+    told: dict[str, object] = {**_row_json(view), "prompt": prompt}
+    same = True
+    if again:
+        found = _replay(bucket, job, view, worker_engine, worker_engine_options)
+        told["replay"] = found.to_json()
+        same = found.same
+        if not as_json:
+            _print_replay(found, job.job.engine_version)
+    if as_json:
+        print(json.dumps(told))
+    raise typer.Exit(EXIT_OK if same else EXIT_FAILED)
+
+
+def _replay(bucket: Bucket, job: JobStatus, view: RowView, engine: str | None, options: str) -> Replay:
+    """Run the row in an engine of this machine, under the job's engine options."""
+    import os
+
+    from shuntserve.api import request_for
+    from shuntserve.job.replay import replay
+    from shuntserve.job.run import worker_plan
+    from shuntserve.job.worker_main import load_engine_maker
+
+    chosen = {} if engine is None else {"engine": engine, "engine_options": json.loads(options)}
+    request = request_for(bucket.url, workers=1, **chosen)
+    plan = worker_plan(request, bucket, job.job)
+    log_dir = request.log_dir(job.job.job_id) / "replay"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    make = load_engine_maker(plan.engine or DEFAULT_ENGINE)(job.job, log_dir, plan.engine_options)
+    if make is None:
+        raise InvalidInput("--worker-engine", "makes no engine", "name another")
+    os.environ.update(plan.environments[0])  # which GPUs the engine sees
+    print(f"starting an engine (its log is in {log_dir})", file=sys.stderr)
+    return replay(make(), view)
+
+
+def _print_replay(found: Replay, engine_version: str | None) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    engine = ", ".join(f"{name} {value}" for name, value in found.fingerprint.items())
+    table.add_row("replayed by", escape(engine or "no engine"))
+    if engine_version is not None:
+        table.add_row("submitted with", escape(engine_version))
+    if found.crashed is not None:
+        table.add_row("replay", escape(f"the engine was lost over this row: {found.crashed}"))
+    for one in found.samples if found.crashed is None else ():
+        ended = one.finish_reason or f"{one.code}: {one.message}"
+        match one.same:
+            case True:
+                verdict = "the same as stored"
+            case None:
+                verdict = "nothing is stored to compare with"
+            case _:
+                verdict = f"differs from token {one.differs_at} on" if one.differs_at is not None else "ends otherwise"
+        label = f"replay {one.index}" if len(found.samples) > 1 else "replay"
+        table.add_row(label, escape(f"{verdict}; {ended}, {len(one.token_ids)} tokens: {one.text!r}"))
+    console().print(table)
 
 
 def _prompt(job: JobStatus, view: RowView) -> str | None:

@@ -33,6 +33,7 @@ class Sample:
     text: str
     code: str | None = None
     message: str | None = None
+    token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ def _committed(bucket: Bucket, job_id: str, chunk: str, row: Mapping[str, Any]) 
             text=line["output_text"] or "",
             code=line["code"],
             message=line["message"],
+            token_ids=line["output_token_ids"] or (),
         )
         for line in mine.to_pylist()
     )
@@ -170,6 +172,7 @@ def _checkpointed(bucket: Bucket, job_id: str, chunk: str, index: int) -> tuple[
             text=prior.text,
             code=prior.code,
             message=prior.message,
+            token_ids=tuple(prior.token_ids),
         )
         for (row, sample), prior in sorted(priors.items())
         if row == index
