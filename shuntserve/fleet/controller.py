@@ -249,11 +249,10 @@ class ControllerLoop:
         if standing.adjusted != memory.adjusted:
             memory.job, memory.adjusted = self._work.current(), dict(standing.adjusted)
             memory.wants, memory.proposal = self._wants(memory.job), None
-        if memory.final is None and self._awaits_approval(memory, memory.manifest, standing, now_unix_s):
-            return
+        waits = memory.final is None and self._awaits_approval(memory, memory.manifest, standing)
         if memory.final is None:
-            self._phase(memory, "run", now_unix_s)
-        self._run(memory, memory.manifest, standing, now_s, now_unix_s)
+            self._phase(memory, "plan" if waits else "run", now_unix_s)
+        self._run(memory, memory.manifest, standing, waits=waits, now_s=now_s, now_unix_s=now_unix_s)
 
     def _phase(self, memory: _Memory, phase: str | None, now_unix_s: float) -> None:
         """Say which phase the job is in now."""
@@ -278,7 +277,7 @@ class ControllerLoop:
         value = future.result()  # raises what it raised
         return value if running == what else None
 
-    def _awaits_approval(self, memory: _Memory, manifest: Manifest, standing: Standing, now_unix_s: float) -> bool:
+    def _awaits_approval(self, memory: _Memory, manifest: Manifest, standing: Standing) -> bool:
         """Make the proposal; True while somebody has to agree first and has not."""
         if memory.proposal is None:
             prediction = self._work.predict(memory.job, manifest, memory.wants)
@@ -288,17 +287,21 @@ class ControllerLoop:
         proposal = memory.proposal
         if not proposal["approval_needed"] or standing.stopped is not None:
             return False
-        if self._bucket.head(keys.approval(self._id, fleet_records.digest(proposal))) is not None:
-            return False
-        self._phase(memory, "plan", now_unix_s)
-        self.state = "awaiting_approval"
-        if standing.paused is not None:
-            self._end(paused_exit_code(read_pause(standing.paused)))
-        return True
+        return self._bucket.head(keys.approval(self._id, fleet_records.digest(proposal))) is None
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def _run(self, memory: _Memory, manifest: Manifest, standing: Standing, now_s: float, now_unix_s: float) -> None:
+    def _run(
+        self,
+        memory: _Memory,
+        manifest: Manifest,
+        standing: Standing,
+        *,
+        waits: bool,
+        now_s: float,
+        now_unix_s: float,
+    ) -> None:
+        """One look, one decision, its deeds. `waits`: somebody has to agree first; machines that run already leave."""
         if memory.watcher is None:
             memory.watcher = Watcher(self._bucket, self._id, manifest)
             bury_the_dead(self._bucket, self._id, memory.watcher.snapshot())
@@ -312,11 +315,11 @@ class ControllerLoop:
             memory.failures = 0
         memory.paused = standing.paused is not None
         paused = standing.paused or self._pause_by_limits(memory, snapshot, standing, now_unix_s)
-        leaving = snapshot.complete or paused is not None or standing.stopped is not None
+        leaving = waits or snapshot.complete or paused is not None or standing.stopped is not None
         self._renew_spending(memory, now_s)
         world = self._world(memory, snapshot, standing, seen, leaving=leaving, now_s=now_s, now_unix_s=now_unix_s)
         decision = decide(world)
-        self.state = "draining" if leaving else "running"
+        self.state = "awaiting_approval" if waits else "draining" if leaving else "running"
         self._carry_out(memory, decision, seen, now_s, now_unix_s)
         if standing.stopped is not None and not snapshot.complete:
             self._close_job(memory, snapshot)
