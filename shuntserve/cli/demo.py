@@ -1,10 +1,12 @@
-"""The demonstration behind `make demo`: real vLLM on two workers, killed in the middle, and every row exactly once.
+"""The demonstration behind `make demo`: the whole path on one machine, with losses, and every row exactly once.
 
-    python -m shuntserve.cli.demo [--directory demo]
+    python -m shuntserve.cli.demo [--directory demo] [--keep]
 
-It makes a tiny random model and a Parquet of prompts (some bad ones among them), starts `shuntserve run` on two
-workers, kills a worker, an engine and then everything with SIGKILL, runs the same command again, and compares every
-text with those of an undisturbed run. The summary goes to `<directory>/summary.json`.
+A submission is dropped into the inbox of an S3 bucket. Prefect's inbox flow finds it and starts a batch run; the job's
+controller buys two spot instances from an EC2 server, and their agents run real vLLM on the CPU with a tiny random
+model. One instance is interrupted with notice, the other's worker is killed with SIGKILL. When the job has ended its
+texts are compared with those of an undisturbed run. S3, EC2 and Prefect run on the loopback; nothing leaves this
+machine, and nothing of it is left running. `<directory>/summary.json` and `report.html` tell how it went.
 """
 
 from __future__ import annotations
@@ -12,65 +14,40 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from shuntserve.cli.progress import TerminalReporter, duration
-from shuntserve.errors import NotFound, ShuntServeError, Unavailable
-from shuntserve.job.manifests import load_manifest
-from shuntserve.job.status import job_ids
-from shuntserve.job.watch import Snapshot, Watcher
-from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
-from shuntserve.store.open import open_bucket
+from shuntserve.cli import demo_input
+from shuntserve.cli.demo_site import STORE, Site, own_environment
+from shuntserve.cli.progress import TerminalReporter
+from shuntserve.errors import ShuntServeError, Unavailable
+from shuntserve.fleet import local_machine
+from shuntserve.job.status import JobStatus, job_ids, job_status
+from shuntserve.readable import duration
+from shuntserve.store import keys
 
-GOOD_ROWS = 300
-WORKERS = 2
-MODEL = TinyModel(hidden_size=256, layers=6, heads=8, kv_heads=4, intermediate_size=768, mean_output_tokens=120.0)
-MAX_MODEL_LEN = 512
-SETTINGS = (
-    "--max-tokens=160",
-    "--checkpoint-interval=1",
-    "--lease=5",
-    "--max-reject-fraction=0.05",
-    "--max-length-finish-fraction=1",
-    f"--engine=max_model_len={MAX_MODEL_LEN}",
-    "--engine=max_num_seqs=16",
-    "--engine=dtype=float32",
-    "--engine=enforce_eager=true",
-    "--engine=kv_cache_memory_bytes=268435456",
-)
-_WORDS = (
-    "river",
-    "stone",
-    "window",
-    "garden",
-    "letter",
-    "winter",
-    "paper",
-    "music",
-    "bridge",
-    "table",
-    "forest",
-    "light",
-)
+SUBMISSION = "news"
+NOTICE_S = 20.0
+"""EC2 gives two minutes; a demonstration has less time."""
 _LONGEST_S = 540.0
-_TIME_TO_COMPARE_S = 300.0
-"""A machine that took longer than this for the run itself is spared the undisturbed one."""
+_LOOK_S = 1.0
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 
 @dataclass(slots=True)
@@ -78,240 +55,255 @@ class Demo:
     """One run of the demonstration."""
 
     directory: Path
+    site: Site
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    rows: list[dict[str, Any]] = field(default_factory=lambda: demo_input.prompts(random.Random(0)))
 
-    # -- what it works on ------------------------------------------------------------------------------------------
+    def say(self, text: str) -> None:
+        """A line (rich markup)."""
+        self.console.print(text, soft_wrap=True)
 
-    def prepare(self) -> None:
-        """Make the model and the prompts anew."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        write_tiny_model(self.directory / "model", MODEL)
-        pq.write_table(pa.Table.from_pylist(prompts(random.Random(0))), self.directory / "prompts.parquet")
+    # -- the acts ----------------------------------------------------------------------------------------------------
 
-    def command(self, name: str) -> list[str]:
-        """The command line the demonstration is about."""
-        return [
-            *("shuntserve", "run", str(self.directory / "prompts.parquet"), f"--model={self.directory / 'model'}"),
-            *(f"--output={self.directory / name}", f"--store={self.directory / 'store' / name}"),
-            *(f"--workers={WORKERS}", *SETTINGS, "--json"),
-        ]
+    def submit(self) -> str:
+        """Upload the submission as a user would, and have the inbox looked into now; the inbox run's id."""
+        for name, body in demo_input.submission(demo_input.write_model(self.directory), self.rows).items():
+            self.site.bucket.put(f"inbox/{SUBMISSION}/{name}", body)
+        self.say(f"uploaded {len(self.rows)} prompts to [bold]{STORE}/inbox/{SUBMISSION}/[/], job.yaml last")
+        return self.site.run("shuntserve-inbox/inbox")
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start it; its progress lines go to a log, since the bar shown is the demonstration's own."""
-        arguments = [sys.executable, "-m", "shuntserve.cli.app", *self.command(name)[1:]]
-        environment = {**os.environ, "XDG_DATA_HOME": str(self.directory / "data"), "HF_HUB_OFFLINE": "1"}
-        with (self.directory / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log, env=environment)
+    def job(self, inbox_run: str) -> str:
+        """The job that the inbox flow has made of it."""
+        for _ in self._looks("the inbox flow"):
+            ids = job_ids(self.site.bucket)
+            if ids:
+                self.say(f"the inbox flow has started job [bold]{ids[0]}[/]")
+                return ids[0]
+            run = self.site.prefect(f"/flow_runs/{inbox_run}")
+            if run["state_type"] in _ENDED[1:]:
+                break
+        raise Unavailable("the inbox flow", "has not started a job", f"see {self.directory / 'logs'}")
 
-    # -- the three acts --------------------------------------------------------------------------------------------
-
-    def disturbed(self) -> dict[str, Any]:
-        """Run, kill, run again; returns the summary of the command that finished."""
-        child = self.start("out")
-        kills: list[tuple[str, Callable[[int], bool], Callable[[Snapshot], bool]]] = [
-            ("kill -9 one worker", kill_worker, lambda seen: busy(seen) >= 1 and seen.total("tokens_durable") > 0),
-            ("kill -9 one engine", kill_engine, lambda seen: busy(seen) >= 1 and seen.interruptions >= 1),
-            ("kill -9 everything, the command too", kill_all, lambda seen: seen.rows_ended >= 0.5 * seen.rows_in),
-        ]
+    def work(self, job_id: str) -> JobStatus:
+        """Watch the job to its end, and do it harm on the way."""
+        harmed = False
         with TerminalReporter(sys.stderr) as reporter:
-            for snapshot in self.snapshots(child, "out"):
-                reporter.working(snapshot, WORKERS, draining=False)
-                if kills and kills[0][2](snapshot) and kills[0][1](child.pid):
-                    reporter.say(
-                        f"[bold red]{kills.pop(0)[0]}[/] with {snapshot.total('tokens_generated'):,} tokens generated"
-                    )
-                    if not kills:
-                        break
-        if child.wait() == -signal.SIGKILL:
-            self.console.print("the same command again:")
-            child = self.start("out")
-            with TerminalReporter(sys.stderr) as reporter:
-                for snapshot in self.snapshots(child, "out"):
-                    reporter.working(snapshot, WORKERS, draining=False)
-        return self.summary_of(child, "out")
+            for status in self._statuses(job_id):
+                if status.snapshot is not None:
+                    reporter.working(status.snapshot, status.live_workers, draining=False)
+                nodes = generating(status)
+                if not harmed and len(nodes) == demo_input.MACHINES and (done := self.kill_worker(nodes[1])):
+                    harmed = True
+                    reporter.say(done)
+                    reporter.say(self.interrupt(job_id, nodes[0]))
+                if status.final is not None and not status.fleet.open_launches and not status.controller_alive:
+                    return status
+        raise AssertionError("unreachable: looking ends with an error")
+
+    def interrupt(self, job_id: str, node: str) -> str:
+        """Announce that an instance will be taken; what was done, in words."""
+        local_machine.interrupt(self.site.machine(job_id, node), NOTICE_S)
+        return f"[bold red]interruption notice[/] on instance {node}: it will be taken in {NOTICE_S:.0f} s"
+
+    def kill_worker(self, node: str) -> str | None:
+        """SIGKILL an instance's worker; its engine dies with it, the agent starts another. None: there was none."""
+        workers = [process for process in self.site.fleet() if _runs(process, "shuntserve.job.worker_main", node)]
+        for process in workers:
+            process.kill()
+        return f"[bold red]kill -9[/] of the worker on instance {node}, with its engine" if workers else None
+
+    def flow_end(self) -> str:
+        """The state in which Prefect's batch run has ended."""
+        body = {"flows": {"name": {"any_": ["shuntserve-batch"]}}, "limit": 1}
+        for _ in self._looks("the batch flow", 180.0):
+            (run,) = self.site.prefect("/flow_runs/filter", body)
+            if run["state_type"] in _ENDED:
+                return str(run["state_type"])
+        raise AssertionError("unreachable: looking ends with an error")
+
+    def collect(self, job_id: str) -> None:
+        """Copy output and report out of the bucket, which ends with the demonstration."""
+        bucket = self.site.bucket
+        for info in bucket.list(f"outbox/{job_id}"):
+            path = self.directory / "out" / info.key.removeprefix(f"outbox/{job_id}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bucket.get(info.key))
+        for name in ("report.html", "report.json"):
+            (self.directory / name).write_bytes(bucket.get(keys.report(job_id, name.removeprefix("report."))))
 
     def undisturbed(self) -> None:
-        """The same job in a store of its own, left alone."""
-        child = self.start("undisturbed")
-        with TerminalReporter(sys.stderr) as reporter:
-            for snapshot in self.snapshots(child, "undisturbed"):
-                reporter.working(snapshot, WORKERS, draining=False)
-        self.summary_of(child, "undisturbed")
+        """The same submission on this machine, in a store of its own, left alone."""
+        settings = demo_input.settings(self.directory / "model")
+        local = {name: value for name, value in settings.items() if name not in ("fleet", "pools", "max_cost_usd")}
+        spec = self.directory / "undisturbed.yaml"
+        spec.write_text(yaml.safe_dump(local), encoding="utf-8")
+        command = [sys.executable, "-m", "shuntserve.cli.app", "run", f"{STORE}/inbox/{SUBMISSION}/*.parquet"]
+        command += [f"--spec={spec}", f"--output={self.directory / 'undisturbed'}", f"--workers={demo_input.MACHINES}"]
+        command += [f"--store={self.directory / 'undisturbed-store'}"]
+        log_path = self.directory / "logs" / "undisturbed.log"
+        with log_path.open("ab") as log:
+            done = subprocess.run(command, stdout=log, stderr=log, timeout=_LONGEST_S)
+        if done.returncode != 0:
+            raise Unavailable("the undisturbed run", f"exit code {done.returncode}", f"see {log_path}")
 
-    def compare(self) -> tuple[int, int]:
-        """(rows compared, rows whose text is not the undisturbed run's)."""
-        disturbed, undisturbed = (self.texts(name) for name in ("out", "undisturbed"))
-        names = disturbed.keys() | undisturbed.keys()
-        return len(names), sum(disturbed.get(name) != undisturbed.get(name) for name in names)
+    # -- the account -------------------------------------------------------------------------------------------------
 
-    # -- observing -------------------------------------------------------------------------------------------------
-
-    def snapshots(self, child: subprocess.Popen[bytes], name: str) -> Iterator[Snapshot]:
-        """The job's progress, until the command has ended."""
-        began_s = time.monotonic()
-        watcher: Watcher | None = None
-        while child.poll() is None:
-            if time.monotonic() - began_s > _LONGEST_S:
-                kill_all(child.pid)
-                raise Unavailable("the demonstration", "does not come to an end", f"see {self.directory / name}.log")
-            with contextlib.suppress(NotFound, Unavailable):
-                watcher = watcher or self.watcher(name)
-                if watcher is not None:
-                    yield watcher.snapshot()
-            time.sleep(0.2)
-
-    def watcher(self, name: str) -> Watcher | None:
-        """A view of the job, once there is one."""
-        bucket = open_bucket(self.directory / "store" / name, mkdir=False)
-        for job_id in job_ids(bucket):
-            manifest = load_manifest(bucket, job_id)
-            if manifest is not None:
-                return Watcher(bucket, job_id, manifest)
-        return None
-
-    def summary_of(self, child: subprocess.Popen[bytes], name: str) -> dict[str, Any]:
-        """What the command printed. Raises when it failed."""
-        assert child.stdout is not None
-        out = child.stdout.read()
-        if child.wait() != 0:
-            tail = (self.directory / f"{name}.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-            raise Unavailable(
-                "shuntserve run", f"exit code {child.returncode}: {' '.join(tail)}", "see the demo's logs"
-            )
-        summary: dict[str, Any] = json.loads(out)
-        return summary
-
-    def texts(self, name: str) -> dict[str, str]:
-        """Output texts by request id."""
-        table = pq.read_table(self.directory / name / "data", columns=["request_id", "output_text"])
-        return dict(zip(table["request_id"].to_pylist(), table["output_text"].to_pylist(), strict=True))
-
-
-def prompts(rng: random.Random) -> list[dict[str, Any]]:
-    """Prompts of all lengths, half of them greedy and half sampled, and six rows nobody can answer."""
-    rows: list[dict[str, Any]] = [
-        {
-            "request_id": f"row-{index:03d}",
-            "prompt": "Tell me about the " + " ".join(rng.choices(_WORDS, k=rng.randint(1, 40))),
-            "sampling_params": json.dumps({"temperature": 0.0 if index % 2 else 0.8}),
-            "topic": rng.choice(_WORDS),
+    def summary(self, status: JobStatus) -> dict[str, Any]:
+        """The numbers of the end. Rows are counted anew, from the files a user reads."""
+        told = status.to_json()
+        assert status.final is not None
+        data, rejects = (_rows(self.directory / "out" / which) for which in ("data", "rejects"))
+        count = len(self.rows)
+        ended = Counter(row["number"] for row in data)
+        ended.update(demo_input.number(row["source_file"], row["source_row"], count) for row in rejects)
+        here, there = _texts(data), _texts(_rows(self.directory / "undisturbed" / "data"))
+        return {
+            "job": status.job.job_id,
+            "state": told["state"],
+            "rows_in": count,
+            "rows_out": len(data),
+            "rows_rejected": len(rejects),
+            "interruptions": len(told["interruptions"]),
+            "resumed_rows": status.final.totals.resumed_rows,
+            "tokens_kept": status.final.totals.tokens_kept,
+            "tokens_regenerated": told["tokens"]["regenerated"],
+            "duplicates": ended.total() - len(ended),
+            "missing": len(set(range(count)) - ended.keys()),
+            "texts_compared": len(here.keys() | there.keys()),
+            "texts_differing": sum(here.get(name) != there.get(name) for name in here.keys() | there.keys()),
+            "machines_launched": len(status.fleet.launches),
+            "spent_usd": round(told["cost"]["spent_usd"], 6),
+            "on_demand_usd": told["cost"]["on_demand_usd"],
         }
-        for index in range(GOOD_ROWS)
-    ]
-    bad: list[dict[str, Any]] = [
-        {"request_id": "bad-empty", "prompt": ""},
-        {"request_id": "bad-null", "prompt": None},
-        {"request_id": "bad-long", "prompt": "river " * 2 * MAX_MODEL_LEN},
-        {"request_id": "bad-name", "prompt": "hello", "sampling_params": '{"temprature": 1}'},
-        {"request_id": "bad-value", "prompt": "hello", "sampling_params": '{"top_p": 7}'},
-        {"request_id": "row-007", "prompt": "the id of another row"},
-    ]
-    for row in bad:
-        rows.insert(rng.randrange(20, len(rows)), {"sampling_params": None, "topic": "none", **row})
-    return rows
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def _statuses(self, job_id: str) -> Iterator[JobStatus]:
+        for _ in self._looks("the job"):
+            with contextlib.suppress(Unavailable):
+                yield job_status(self.site.bucket, job_id)
+
+    def _looks(self, what: str, longest_s: float = _LONGEST_S) -> Iterator[None]:
+        """Once a second, until nobody looks any more. Raises Unavailable when that takes too long."""
+        give_up_s = time.monotonic() + longest_s
+        while time.monotonic() < give_up_s:
+            yield
+            time.sleep(_LOOK_S)
+        raise Unavailable(what, "does not come to an end", f"see {self.directory / 'logs'}")
 
 
-def busy(snapshot: Snapshot) -> int:
-    """Workers that are generating now and have told so."""
-    return sum(worker.count("in_engine") > 0 and worker.count("tokens_generated") > 0 for worker in snapshot.live)
+def generating(status: JobStatus) -> list[str]:
+    """Nodes on which rows are being generated, with something to lose and something durable."""
+    if status.snapshot is None:
+        return []
+    busy = [one for one in status.snapshot.live if one.count("in_engine") and one.count("tokens_durable")]
+    return sorted({str(one.facts["node"]) for one in busy if one.facts.get("node") is not None})
 
 
-def kill_worker(command_pid: int) -> bool:
-    """SIGKILL one worker; its engine dies with it."""
-    return _kill(_below(command_pid, "shuntserve.job.worker_main")[:1])
-
-
-def kill_engine(command_pid: int) -> bool:
-    """SIGKILL one engine's core; its worker lives and starts another."""
-    for host in _below(command_pid, "shuntserve.engine.host"):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if cores := host.children():
-                return _kill(cores[:1])
+def _runs(process: psutil.Process, *words: str) -> bool:
+    """Whether all these words are in its command line."""
+    with contextlib.suppress(psutil.Error):
+        return set(words) <= set(process.cmdline())
     return False
 
 
-def kill_all(command_pid: int) -> bool:
-    """SIGKILL the command and everything below it."""
-    try:
-        command = psutil.Process(command_pid)
-        return _kill([command, *command.children(recursive=True)])
-    except psutil.NoSuchProcess:
-        return False
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    """What a user reads there."""
+    rows: list[dict[str, Any]] = pq.read_table(directory).to_pylist()
+    return rows
 
 
-def _below(pid: int, module: str) -> list[psutil.Process]:
-    found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if module in process.cmdline():
-                    found.append(process)
-    return found
-
-
-def _kill(processes: Sequence[psutil.Process]) -> bool:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    return bool(processes)
+def _texts(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["request_id"]: row["output_text"] for row in rows}
 
 
 def main() -> int:
     """Run the demonstration; 0 when every promise was kept."""
     parser = argparse.ArgumentParser(prog="python -m shuntserve.cli.demo", description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path("demo"))
-    demo = Demo(parser.parse_args().directory.absolute())
-    began_s = time.monotonic()
+    parser.add_argument("--keep", action="store_true", help="keep Prefect's pages up until Ctrl-C")
+    arguments = parser.parse_args()
+    directory = arguments.directory.absolute()
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    own_environment(directory)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    demo = Demo(directory, Site(directory))
     try:
-        summary = _play(demo)
+        summary = _play(demo, keep=arguments.keep)
     except ShuntServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    summary["elapsed_s"] = round(time.monotonic() - began_s, 1)
-    kept = _promises_kept(summary)
-    (demo.directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    except KeyboardInterrupt:
+        print("broken off; nothing of it runs any more", file=sys.stderr)
+        return 130
+    kept = promises_kept(summary)
+    (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     Console(highlight=False).print(_table(summary))
-    print(f"{'every promise kept' if kept else 'SOMETHING IS WRONG'}; {demo.directory / 'summary.json'}")
+    print(f"{'every promise kept' if kept else 'SOMETHING IS WRONG'}")
+    for what, where in (("report", "report.html"), ("output", "out"), ("numbers", "summary.json"), ("logs", "logs")):
+        print(f"  {what:8} {directory / where}")
     return 0 if kept else 1
 
 
-def _play(demo: Demo) -> dict[str, Any]:
-    demo.prepare()
-    demo.console.print(f"[bold]$ {' '.join(demo.command('out'))}[/]", soft_wrap=True)
+def _play(demo: Demo, *, keep: bool) -> dict[str, Any]:
     began_s = time.monotonic()
-    summary = demo.disturbed()
-    if time.monotonic() - began_s > _TIME_TO_COMPARE_S:
-        demo.console.print("this took long; texts are not compared with an undisturbed run's")
-        return {**summary, "texts_compared": 0, "texts_differing": 0}
-    demo.console.print("and once more in a store of its own, undisturbed, to compare:")
-    demo.undisturbed()
-    compared, differing = demo.compare()
-    return {**summary, "texts_compared": compared, "texts_differing": differing}
+    left = 0
+    try:
+        demo.say("starting S3, EC2 and Prefect on the loopback")
+        demo.site.open()
+        demo.say(f"[bold]Prefect: {demo.site.prefect_url}[/] (while this runs)")
+        job_id = demo.job(demo.submit())
+        status = demo.work(job_id)
+        flow_state = demo.flow_end()
+        demo.collect(job_id)
+        instances = demo.site.instances()
+        left = len(demo.site.fleet())
+        demo.say("and once more on this machine, undisturbed, to compare")
+        demo.undisturbed()
+        summary = {
+            **demo.summary(status),
+            "flow": flow_state,
+            "instances_running": sum(state != "terminated" for state in instances.values()),
+            "processes_left": left,
+            "elapsed_s": round(time.monotonic() - began_s, 1),
+        }
+        if keep:
+            demo.say(f"kept up until Ctrl-C: [bold]{demo.site.prefect_url}[/]")
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+        return summary
+    finally:
+        demo.site.close()
 
 
-def _promises_kept(summary: dict[str, Any]) -> bool:
+def promises_kept(summary: dict[str, Any]) -> bool:
+    """Whether the demonstration showed what it is to show."""
     return (
         summary["duplicates"] == summary["missing"] == summary["texts_differing"] == 0
+        and summary["instances_running"] == summary["processes_left"] == 0
         and summary["rows_out"] + summary["rows_rejected"] == summary["rows_in"]
+        and summary["rows_out"] == summary["texts_compared"]
         and summary["interruptions"] >= 2
         and summary["resumed_rows"] > 0
+        and summary["flow"] == "COMPLETED"
     )
 
 
 def _table(summary: dict[str, Any]) -> Table:
     meaning = {
-        "rows_in": "rows in the Parquet file",
+        "rows_in": "rows in the submission",
         "rows_out": "rows answered",
         "rows_rejected": "bad rows planted, each with its reason in rejects",
-        "interruptions": "workers and engines killed with SIGKILL",
+        "interruptions": "an instance taken with notice, a worker killed with SIGKILL",
+        "machines_launched": "instances bought, each terminated in the end",
         "resumed_rows": "rows continued where they were interrupted",
         "tokens_kept": "their tokens, not generated again",
         "tokens_regenerated": "tokens lost with a process before they were checkpointed",
         "duplicates": "rows answered twice",
         "missing": "rows without answer or reason",
+        "texts_differing": f"of {summary['texts_compared']} texts, those unlike the undisturbed run's",
     }
-    if summary["texts_compared"]:
-        meaning["texts_differing"] = f"of {summary['texts_compared']} texts, those unlike the undisturbed run's"
     title = f"ShuntServe demo: {duration(summary['elapsed_s'])}"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column("", style="bold")
@@ -319,6 +311,8 @@ def _table(summary: dict[str, Any]) -> Table:
     table.add_column("")
     for name, text in meaning.items():
         table.add_row(name, f"{summary[name]:,}", text)
+    if summary["on_demand_usd"]:
+        table.add_row("spent_usd", f"{summary['spent_usd']:.4f}", f"on demand: {summary['on_demand_usd']:.4f}")
     return table
 
 
