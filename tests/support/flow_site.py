@@ -1,5 +1,5 @@
-"""A whole site as a user has it: a bucket on an S3 server, Prefect's server with the deployments, a worker, automations,
-and jobs on a local fleet with the stand-in engine."""
+"""A whole site as a user has it: a bucket on an S3 server, Prefect's server with the deployments, a worker,
+automations, and jobs on a local fleet with the stand-in engine."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class FlowSite:
         """Job settings that suit tests."""
         return {
             "model": str(self.model),
-            "pools": ["local=2"],
+            "pools": ["local=1"],
             "checkpoint_interval_s": 0.5,
             "lease_s": 3,
             "spending_lease_s": 20,

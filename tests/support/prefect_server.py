@@ -154,16 +154,25 @@ class PrefectServer:
     # -- questions -------------------------------------------------------------------------------------------------
 
     def _client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.api_url, timeout=30, trust_env=False)
+        return httpx.Client(base_url=self.api_url, timeout=120, trust_env=False)
 
     def get(self, path: str) -> Any:
-        return self._client().get(path).raise_for_status().json()
+        return self._ask("GET", path).json()
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return self._client().post(path, json=dict(body or {})).raise_for_status().json()
+        return self._ask("POST", path, dict(body or {})).json()
 
     def patch(self, path: str, body: Mapping[str, Any]) -> None:
-        self._client().patch(path, json=dict(body)).raise_for_status()
+        self._ask("PATCH", path, dict(body))
+
+    def _ask(self, verb: str, path: str, body: Any = None) -> httpx.Response:
+        """One request, repeated while the server's database is busy."""
+        for _ in range(20):
+            answer = self._client().request(verb, path, json=body)
+            if answer.status_code != 503:
+                return answer.raise_for_status()
+            time.sleep(0.5)
+        raise AssertionError(f"Prefect's server is busy all the time: {verb} {path}")
 
     def set_variable(self, name: str, value: Any) -> None:
         self.command("variable", "set", name, json.dumps(value), "--overwrite")

@@ -1,0 +1,193 @@
+"""The Prefect deployments as users meet them: a real server and worker, the drop folder on an S3 server, jobs on a
+local fleet. Submissions, schedules, answers asked of people, and how ends and pauses show. (Kills: test_flow_kills.)"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from tests.support.browser import visit
+from tests.support.flow_site import FlowSite, flow_site, rows, until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.timeout(900)
+
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+UPLOAD_QUIET_S = 8.0
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlowSite]:
+    with flow_site(tmp_path_factory.mktemp("flows")) as site:
+        yield site
+
+
+def submissions(site: FlowSite, name: str) -> list[dict[str, Any]]:
+    """Batch runs that were started for a submission."""
+    found = site.prefect.flow_runs("shuntserve-batch")
+    return [run for run in found if run["parameters"].get("submission") == name]
+
+
+def message_of(run: dict[str, Any]) -> str:
+    return (run["state"] or {}).get("message") or ""
+
+
+class Upload:
+    """Somebody who puts one file after another into a directory of the inbox, more often than its quiet time."""
+
+    def __init__(self, site: FlowSite, name: str) -> None:
+        self._site = site
+        self._name = name
+        self._enough = threading.Event()
+        self.files = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._enough.wait(UPLOAD_QUIET_S / 4):
+            some = [{**row, "request_id": f"{self.files}-{row['request_id']}"} for row in rows(4, 20)]
+            self._site.drop(f"{self._name}/part-{self.files:03d}.parquet", some)
+            self.files += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+
+def test_the_drop_folder_on_its_schedule(site: FlowSite, browser: Browser) -> None:
+    """Deployed as the README says, the inbox runs every minute by itself: a marked submission becomes Parquet in the
+    outbox; one whose files keep coming waits through a whole look and becomes one job with all of them; what is
+    submitted twice is one job. Prefect's own pages show the scheduled runs and the batch."""
+    prefect = site.prefect
+    inbox = prefect.get("/deployments/name/shuntserve-inbox/inbox")
+    prefect.patch(f"/deployments/{inbox['id']}", {"parameters": {"quiet_s": UPLOAD_QUIET_S}})
+    site.drop("daily/a.parquet", rows(12))
+    site.drop("daily/b.parquet", [{**row, "request_id": f"b-{row['request_id']}"} for row in rows(12)])
+    site.bucket.put("inbox/daily/job.yaml", b"max_tokens: 40\n")
+
+    with Upload(site, "slowly") as upload:
+        looked = until(
+            "a scheduled look that finds the marked submission and leaves the other",
+            lambda: [
+                run
+                for run in prefect.flow_runs("shuntserve-inbox")
+                if run["auto_scheduled"] and "slowly (still being written)" in message_of(run)
+            ],
+        )
+    (batch,) = until("the batch of `daily`", lambda: submissions(site, "daily"))
+    ended = prefect.until(batch["id"], ENDED)
+    daily = site.job("daily")
+    site.drop("again/a.parquet", rows(12))
+    site.drop("again/b.parquet", [{**row, "request_id": f"b-{row['request_id']}"} for row in rows(12)])
+    site.bucket.put("inbox/again/job.yaml", b"max_tokens: 40\n")
+    (slow,) = until("the batch of `slowly`", lambda: submissions(site, "slowly"))
+    slow_ended = prefect.until(slow["id"], ENDED)
+    (again,) = until("the batch of `again`", lambda: submissions(site, "again"))
+    again_ended = prefect.until(again["id"], ENDED)
+    slowly = site.job("slowly")
+
+    assert "1 started" in looked[0]["state"]["message"]
+    assert [ended["state_name"], slow_ended["state_name"], again_ended["state_name"]] == ["Completed"] * 3
+    assert site.texts(daily).keys() == {f"{part}row-{index:03d}" for part in ("", "b-") for index in range(12)}
+    assert len(site.texts(slowly)) == 4 * upload.files
+    assert (len(submissions(site, "daily")), len(submissions(site, "slowly"))) == (1, 1)
+    assert site.jobs("again") == [], "the same content in another folder is the same job"
+
+    artifacts = prefect.artifacts("shuntserve-daily-")
+    assert {key.removeprefix("shuntserve-daily-") for key in artifacts} >= {
+        "progress",
+        "plan",
+        "cost",
+        "report",
+        "output",
+    }
+    assert artifacts["shuntserve-daily-progress"]["data"] == 100
+    assert f"outbox/{daily}" in artifacts["shuntserve-daily-output"]["data"]
+    events = {event["event"] for event in prefect.events("shuntserve.") if daily in json.dumps(event)}
+    assert {"shuntserve.job.running", "shuntserve.job.ended", "shuntserve.node.ready"} <= events
+
+    with visit(browser, f"{prefect.url}/deployments/deployment/{inbox['id']}") as page:
+        page.page.get_by_text(looked[0]["name"]).first.wait_for(timeout=60_000)
+    with visit(browser, f"{prefect.url}/runs/flow-run/{batch['id']}", size=(1400, 900)) as page:
+        page.page.get_by_text("Completed").first.wait_for(timeout=60_000)
+        page.page.get_by_text("finalize").first.wait_for(timeout=60_000)
+        picture = page.screenshot(site.directory / "prefect-run.png", whole=False)
+    assert picture.stat().st_size > 20_000
+    assert site.processes() == []
+
+
+def test_a_changed_submission_warns_and_a_rerun_is_another_job(site: FlowSite) -> None:
+    """A late file makes no second job but a warning that can be seen; running the inbox with `rerun` makes another."""
+    prefect = site.prefect
+    site.drop("late/a.parquet", rows(6, 20))
+    site.bucket.put("inbox/late/_READY", b"")
+    first = until("the first batch", lambda: submissions(site, "late"))
+    prefect.until(first[0]["id"], ENDED)
+    site.drop("late/z.parquet", [{**row, "request_id": f"z-{row['request_id']}"} for row in rows(6, 20)])
+
+    warning = until("a warning", lambda: prefect.artifacts("shuntserve-inbox-warnings"))
+    rerun = inbox_run(site, rerun="late")
+    second = until("the second batch", lambda: submissions(site, "late")[1:])
+    ended = prefect.until(second[0]["id"], ENDED)
+
+    assert "came later: late/z.parquet" in warning["shuntserve-inbox-warnings"]["data"]
+    assert "1 started" in rerun["state"]["message"]
+    assert ended["state_name"] == "Completed"
+    assert len(site.jobs("late")) == 2
+    assert len(submissions(site, "late")) == 2
+
+
+def inbox_run(site: FlowSite, **parameters: Any) -> dict[str, Any]:
+    """One look now; one that met the scheduled look is cancelled by the deployment's limit, and repeated."""
+    for _ in range(10):
+        run = site.prefect.until(
+            site.prefect.run("shuntserve-inbox/inbox", quiet_s=UPLOAD_QUIET_S, **parameters), ENDED
+        )
+        if run["state_type"] != "CANCELLED":
+            return run
+        time.sleep(3)
+    raise AssertionError("the inbox is busy all the time")
+
+
+def test_ends_pauses_and_questions(site: FlowSite) -> None:
+    """Each in its own run, all at once: all rows rejected is not green; a job over its limit suspends the run, which
+    resumed with another limit finishes it; a plan waits for a person, whose yes lets it run and whose no cancels it;
+    cancelling a run cancels its job, and what is committed stays."""
+    prefect = site.prefect
+    bad = [{"request_id": f"bad-{index}", "prompt": ""} for index in range(4)]
+    rejected = site.batch("rejected", bad, max_reject_fraction=1)
+    limited = site.batch("limited", [*rows(8, 20), *bad])
+    approved = site.batch("approved", rows(8, 20), given={"approval": "always"})
+    denied = site.batch("denied", rows(9, 20), given={"approval": "always"})
+
+    assert prefect.until(rejected, ENDED)["state_name"] == "Failed"
+    cancelled = site.batch("cancelled", rows(400, 200))
+    for run in (limited, approved, denied):
+        assert prefect.until(run, ("Suspended", *ENDED))["state_name"] == "Suspended"
+    prefect.post(f"/flow_runs/{limited}/resume", {"run_input": {"max_reject_fraction": 1}})
+    prefect.post(f"/flow_runs/{approved}/resume", {"run_input": {"approve": True, "by": "alice"}})
+    prefect.post(f"/flow_runs/{denied}/resume", {"run_input": {"approve": False}})
+    long_job = site.job("cancelled")
+    until("output under way", lambda: site.generating(long_job))
+    prefect.post(f"/flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING"}})
+
+    assert prefect.until(limited, ENDED)["state_name"] == "CompletedWithRejects"
+    assert prefect.until(approved, ENDED)["state_name"] == "Completed"
+    assert prefect.until(denied, ENDED)["state_type"] == "CANCELLED"
+    assert prefect.until(cancelled, ENDED)["state_type"] == "CANCELLED"
+    assert site.status(site.job("approved"))["approval"]["given_by"] == "alice"
+    assert {row["code"] for row in site.rows(site.job("denied"), "rejects")} == {"cancelled"}
+    assert len(site.texts(site.job("limited"))) == 8
+    until("the cancelled job's output", lambda: site.status(long_job)["state"] == "PARTIAL")
+    assert len(site.rows(long_job)) + len(site.rows(long_job, "rejects")) == 400
+    assert until("no process left", lambda: not site.processes())
