@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -78,7 +78,7 @@ class LocalProvider:
             directory.mkdir(parents=True, exist_ok=True)
             config = directory / "config.json"
             if not config.exists():
-                fresh = config.with_suffix(f".{os.getpid()}")
+                fresh = config.with_suffix(f".{secrets.token_hex(4)}")
                 fresh.write_text(
                     json.dumps({"command": self._command.argv(launch), "environment": {}}), encoding="utf-8"
                 )
