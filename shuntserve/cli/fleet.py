@@ -55,6 +55,10 @@ def submit(
         list[str] | None,
         typer.Option(help="TYPE[/ZONE][/spot|on-demand]=COUNT[@PRICE]; repeat. On a local fleet: local=COUNT."),
     ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option(help="A replica over several machines: g6.12xlarge:tp=4:layers=20,g6e.xlarge:…; repeat."),
+    ] = None,
     market: Annotated[str | None, typer.Option(help="prefer_spot, spot or on_demand.")] = None,
     max_cost_usd: Annotated[float | None, typer.Option(min=0, help="Stop before machines cost more.")] = None,
     deadline: Annotated[str | None, typer.Option(help="A duration (2h30m) or a moment with its zone.")] = None,
@@ -82,6 +86,7 @@ def submit(
         "name": name,
         "fleet": fleet,
         "pools": pool or None,
+        "pipelines": pipeline or None,
         "market": market,
         "max_cost_usd": max_cost_usd,
         "deadline": deadline,

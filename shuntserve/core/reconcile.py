@@ -24,6 +24,7 @@ from enum import StrEnum
 
 from shuntserve.core.desired import Desired, Pipeline, StagePlace
 from shuntserve.core.offers import Offer, Want
+from shuntserve.core.shapes import Shape
 from shuntserve.core.states import Pause, StopCode
 
 
@@ -89,6 +90,8 @@ class World:
     """The newest plan."""
     next_number: int = 0
     """The number of the next one: what is formed in it has this generation."""
+    shapes: tuple[Shape, ...] = ()
+    """The pipelines that are wanted; none: one on each node, of all its GPUs."""
     drain_s: float = 30.0
     """How long machines go on costing after they were told to leave."""
 
@@ -199,12 +202,11 @@ def _replaced(wants: Sequence[Want], nodes: Sequence[Node]) -> frozenset[str]:
 
 
 def _desired(world: World, nodes: Sequence[Node], spare: frozenset[str]) -> Desired:
-    """One pipeline on each node that can work; a pipeline keeps its generation as long as its stages do."""
+    """The pipelines that can be formed; each keeps its generation as long as its stages do."""
     known: Mapping[str, Pipeline] = {pipeline.id: pipeline for pipeline in world.desired.pipelines}
-    pipelines: list[Pipeline] = []
-    for node in nodes:
-        if node.state is not NodeState.READY or node.id in spare:
-            continue
+    usable = [node for node in nodes if node.state is NodeState.READY and node.id not in spare]
+    pipelines = _formed(world, known, usable) if world.shapes else []
+    for node in usable if not world.shapes else ():
         stages = (StagePlace(node.id),)
         kept = known.get(node.id)
         if kept is not None and kept.stages == stages:
@@ -215,10 +217,50 @@ def _desired(world: World, nodes: Sequence[Node], spare: frozenset[str]) -> Desi
     return Desired(tuple(pipelines), leave)
 
 
+def _formed(world: World, known: Mapping[str, Pipeline], usable: Sequence[Node]) -> list[Pipeline]:
+    """The wanted shapes, each on nodes of its own: as it was while all its nodes are there, else formed anew from free
+    ones, survivors of the last formation first. One that lacks a node waits.
+    """
+    there = {node.id for node in usable}
+    kept = {
+        shape.id: known[shape.id]
+        for shape in world.shapes
+        if shape.id in known and _same(known[shape.id], shape) and there.issuperset(known[shape.id].nodes)
+    }
+    taken = {node for pipeline in kept.values() for node in pipeline.nodes}
+    types = {want.name: want.offers[0].instance_type for want in world.wants}
+    free = [node for node in usable if node.id not in taken and _healthy(node)]
+    pipelines: list[Pipeline] = []
+    for shape in world.shapes:
+        if shape.id in kept:
+            pipelines.append(kept[shape.id])
+            continue
+        before = known[shape.id].nodes if shape.id in known else ()
+        places: list[StagePlace] = []
+        for stage in shape.stages:
+            mine = [node for node in free if types.get(node.pool) == stage.instance_type]
+            if not mine:
+                break
+            node = min(mine, key=lambda node: (node.id not in before, node.id))
+            free.remove(node)
+            places.append(StagePlace(node.id, stage.tp, stage.tp, (stage.first, stage.end)))
+        if len(places) == len(shape.stages):
+            pipelines.append(Pipeline(shape.id, world.next_number, tuple(places)))
+        else:
+            free += [node for node in usable if node.id in {place.node for place in places}]
+    return pipelines
+
+
+def _same(pipeline: Pipeline, shape: Shape) -> bool:
+    """Whether a pipeline still has the stages that are wanted."""
+    wanted = [(stage.tp, (stage.first, stage.end)) for stage in shape.stages]
+    return [(place.tp, place.layers) for place in pipeline.stages] == wanted
+
+
 def _buys(world: World, nodes: Sequence[Node]) -> tuple[Buy, ...]:
     """Machines that are missing, no more of them than there are chunks to work on, and none that breaks the budget."""
     working = sum(_healthy(node) for node in nodes)
-    room = world.chunks_left - working
+    room = world.chunks_left - working if not world.shapes else sum(want.count for want in world.wants)
     usd_per_h = sum(node.usd_per_h for node in nodes)
     buys: list[Buy] = []
     for want in world.wants:

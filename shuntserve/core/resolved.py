@@ -55,10 +55,16 @@ class Operations:
     """Who provides machines: `local` (processes of the controller's machine) or `ec2`."""
     pools: tuple[str, ...] = ()
     """Capacity pools the fleet may take machines from, as `--pool` writes them."""
+    pipelines: tuple[str, ...] = ()
+    """Replicas whose stages stand on several machines, as `shuntserve estimate --pipeline` writes them."""
     market: str = "prefer_spot"
     max_cost_usd: float | None = None
     approval: str = "over_budget"
     spending_lease_s: float = 300.0
+
+
+TEXTS = ("pools", "pipelines")
+"""The operations that are tuples; JSON knows lists only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,8 @@ class ResolvedJob:
             parts["eos_token_ids"] = tuple(parts["eos_token_ids"])
             parts["retry_codes"] = tuple(parts.get("retry_codes", ()))
             operations = parts["operations"]
-            parts["operations"] = Operations(**{**operations, "pools": tuple(operations.get("pools", ()))})
+            texts = {name: tuple(operations.get(name, ())) for name in TEXTS}
+            parts["operations"] = Operations(**{**operations, **texts})
             return ResolvedJob(**parts)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupt(

@@ -22,6 +22,7 @@ from shuntserve.core.prompt_template import PromptTemplate
 from shuntserve.core.reject_codes import RowRejected
 from shuntserve.core.resolved import InputFile, InputKind, Operations, ResolvedJob
 from shuntserve.core.sampling import Limits, check_params, resolve_params
+from shuntserve.core.shapes import read_shapes
 from shuntserve.core.structured import canonical_structured_outputs, from_response_format
 from shuntserve.errors import InvalidInput
 
@@ -61,6 +62,7 @@ _SPEC_ALIASES = {
     "budget": "max_cost_usd",
     "max_cost": "max_cost_usd",
     "pool": "pools",
+    "pipeline": "pipelines",
     "provider": "fleet",
 }
 
@@ -144,6 +146,9 @@ class JobSpec(BaseModel):
     pools: tuple[str, ...] = ()
     """Capacity the fleet may use: `TYPE[/ZONE][/spot|on-demand]=COUNT[@PRICE]`, for instance
     `g6.12xlarge/us-east-1a/spot=4@1.76`; on a local fleet `local=COUNT[@PRICE]` (default: one)."""
+    pipelines: tuple[str, ...] = ()
+    """Replicas whose stages stand on machines of their own, as `shuntserve plan` and `estimate` write them:
+    `g6.12xlarge:tp=4:layers=20,g6e.xlarge:tp=1:layers=12`. Default: one replica on each group of GPUs."""
     market: Literal["prefer_spot", "spot", "on_demand"] = "prefer_spot"
     """Which of the pools may be used: spot with on-demand as a fallback, or one of the two alone."""
     max_cost_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -194,7 +199,7 @@ class JobSpec(BaseModel):
     def _one_column_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("pools", mode="before")
+    @field_validator("pools", "pipelines", mode="before")
     @classmethod
     def _one_pool_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -240,7 +245,7 @@ class JobSpec(BaseModel):
             raise InvalidInput("max_tokens", "differs from sampling_params.max_tokens", "keep one of them")
         if self.deadline is not None:
             parse_deadline(self.deadline, 0.0)
-        read_offers(self.fleet, self.pools, self.market)
+        read_shapes(self.pipelines, read_offers(self.fleet, self.pools, self.market))
         self.job_params(_ANY_VOCABULARY)
         return self
 

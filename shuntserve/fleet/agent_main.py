@@ -25,19 +25,24 @@ from pathlib import Path
 
 from shuntserve import telemetry
 from shuntserve.core.desired import Pipeline
+from shuntserve.core.rendezvous import Rendezvous
+from shuntserve.engine.launch import NodeProcess, leader_options
 from shuntserve.engine.lifeline import die_with_parent
 from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.fleet import imds
-from shuntserve.fleet.agent import AgentConfig, AgentLoop
+from shuntserve.fleet.agent import AgentConfig, AgentLoop, Workers
 from shuntserve.fleet.spending_memory import SpendingMemory
+from shuntserve.fleet.stage_workers import FollowingNode, LeadingWorkers, topology_of
 from shuntserve.job import machine
 from shuntserve.job.adjust import current_job
-from shuntserve.job.local import LocalWorkers
+from shuntserve.job.local import LocalWorkers, WorkerPlan
 from shuntserve.job.run import RunRequest, worker_plan
 from shuntserve.job.threads import ThreadSpawner
 from shuntserve.job.worker_main import monotonic_s
 from shuntserve.settings import settings
+from shuntserve.store import keys
 from shuntserve.store.open import open_bucket
+from shuntserve.store.port import Bucket
 
 EXIT_FAILED = 1
 
@@ -127,11 +132,16 @@ def _work(arguments: argparse.Namespace) -> None:
         engine_options=json.loads(arguments.engine_options),
     )
 
-    def start_workers(pipeline: Pipeline) -> LocalWorkers:
+    metadata = imds.MetadataClient(arguments.metadata)
+
+    def start_workers(pipeline: Pipeline) -> Workers:
         plan = worker_plan(request, bucket, job)
         environments = plan.environments if of == 1 else plan.environments[index : index + 1]
         log_dir = request.log_dir(job.job_id) / arguments.node
-        return LocalWorkers(bucket, replace(plan, environments=environments, log_dir=log_dir, node=arguments.node))
+        plan = replace(plan, environments=environments, log_dir=log_dir, node=arguments.node)
+        if pipeline.stages[0].layers is None:
+            return LocalWorkers(bucket, plan)
+        return _stages(bucket, pipeline, plan, metadata.address())
 
     incarnation = secrets.token_hex(16)
     facts = {
@@ -150,7 +160,7 @@ def _work(arguments: argparse.Namespace) -> None:
         report_interval_s=lease_s / 5,
         look_interval_s=min(1.0, lease_s / 5),
     )
-    watch = NoticeWatch(imds.MetadataClient(arguments.metadata), arguments.notice_interval)
+    watch = NoticeWatch(metadata, arguments.notice_interval)
     spawner = ThreadSpawner(bucket, threads=4)
     loop = AgentLoop(config, spawner, start_workers, watch.newest, facts, spending, memory.keep)
     _listen(loop.leave)
@@ -161,6 +171,30 @@ def _work(arguments: argparse.Namespace) -> None:
     finally:
         loop.end()
         spawner.close()
+
+
+def _stages(bucket: Bucket, pipeline: Pipeline, plan: WorkerPlan, address: str) -> Workers:
+    """This node's part of a pipeline of several stages: the leader's worker, or ranks that follow it."""
+    assert plan.node is not None
+    topology = topology_of(pipeline)
+    place = pipeline.nodes.index(plan.node)
+    key = keys.rendezvous(plan.job_id, pipeline.id, pipeline.generation)
+    directory = plan.log_dir / f"{pipeline.id}-{pipeline.generation:06d}"
+    gpus = machine.gpus(settings().cuda_visible_devices)[: topology.node_ranks[place]]
+    environment = {**plan.environments[0], **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
+    if place == 0:
+        path = directory / "rendezvous.json"
+        directory.mkdir(parents=True, exist_ok=True)
+        formation = leader_options(topology, f"{pipeline.id}-{pipeline.generation}", address, path)
+        options = {**plan.engine_options, "pipeline": formation}
+        leading = replace(plan, environments=[environment], engine_options=options)
+        return LeadingWorkers(bucket, leading).publish_from(path, bucket, key)
+    options = {name: value for name, value in plan.engine_options.items() if name == "cpu_threads"}
+
+    def start(meeting: Rendezvous) -> NodeProcess:
+        return NodeProcess(meeting, place, address, directory, options=options, environment=environment)
+
+    return FollowingNode(bucket, key, start)
 
 
 def _listen(leave: Callable[[str], None]) -> None:

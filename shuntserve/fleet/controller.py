@@ -22,6 +22,7 @@ from shuntserve.core.manifest import Manifest
 from shuntserve.core.offers import Offer, Want, read_offers
 from shuntserve.core.reconcile import Decision, Money, Node, NodeState, World, decide
 from shuntserve.core.resolved import ResolvedJob
+from shuntserve.core.shapes import read_shapes
 from shuntserve.core.states import Pause, ended_exit_code, paused_exit_code, read_pause
 from shuntserve.errors import InvalidInput, ShuntServeError, Unavailable
 from shuntserve.fleet.controller_lease import ControllerLease
@@ -352,6 +353,7 @@ class ControllerLoop:
             failures_in_a_row=memory.failures,
             desired=memory.plan.desired if memory.plan is not None else Desired(),
             next_number=0 if memory.plan is None else memory.plan.number + 1,
+            shapes=read_shapes(operations.pipelines, memory.wants),
             drain_s=self._times.drain_s,
         )
 

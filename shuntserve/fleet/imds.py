@@ -1,8 +1,9 @@
-"""What a machine's metadata endpoint says of interruptions (IMDSv2: a session token, then plain reads).
+"""What a machine's metadata endpoint says of interruptions and addresses (IMDSv2: a session token, then plain reads).
 
     PUT /latest/api/token                                       a token for the reads
     GET /latest/meta-data/spot/instance-action                  404, or {"action": "terminate", "time": …}
     GET /latest/meta-data/events/recommendations/rebalance      404, or {"noticeTime": …}
+    GET /latest/meta-data/local-ipv4                            the machine's private address
 
 Paths, bodies and the advice to ask every five seconds: EC2 User Guide, "Spot Instance interruption notices" and "EC2
 instance rebalance recommendations".
@@ -22,6 +23,7 @@ EC2_ENDPOINT = "http://169.254.169.254"
 TOKEN_PATH = "/latest/api/token"  # noqa: S105 -- a path, not a secret
 ACTION_PATH = "/latest/meta-data/spot/instance-action"
 REBALANCE_PATH = "/latest/meta-data/events/recommendations/rebalance"
+ADDRESS_PATH = "/latest/meta-data/local-ipv4"
 _TOKEN_TTL_S = 21600
 _TIMEOUT_S = 2.0
 
@@ -57,6 +59,13 @@ class MetadataClient:
             return Warnings(when.timestamp(), str(told["action"]), rebalance)
         except (ValueError, KeyError, TypeError) as error:
             raise Unavailable("metadata endpoint", f"answers what cannot be read: {error}") from error
+
+    def address(self) -> str:
+        """The machine's private address. Raises Unavailable when the endpoint does not tell."""
+        found = self._read(ADDRESS_PATH)
+        if found is None:
+            raise Unavailable("metadata endpoint", "does not tell the machine's address")
+        return found.decode("ascii", "replace").strip()
 
     def _read(self, path: str) -> bytes | None:
         """A document; None where there is none. A token that has run out is renewed once."""

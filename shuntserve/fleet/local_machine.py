@@ -122,6 +122,8 @@ class _Metadata(BaseHTTPRequestHandler):
         if self.path == imds.ACTION_PATH and "unix_s" in notice:
             body = {"action": notice["action"], "time": _utc(notice["unix_s"])}
             self._answer(HTTPStatus.OK, json.dumps(body))
+        elif self.path == imds.ADDRESS_PATH:
+            self._answer(HTTPStatus.OK, "127.0.0.1")
         elif self.path == imds.REBALANCE_PATH and "rebalance_unix_s" in notice:
             self._answer(HTTPStatus.OK, json.dumps({"noticeTime": _utc(notice["rebalance_unix_s"])}))
         else:

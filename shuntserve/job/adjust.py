@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from shuntserve.core.near_miss import did_you_mean
-from shuntserve.core.resolved import Operations, ResolvedJob
+from shuntserve.core.resolved import TEXTS, Operations, ResolvedJob
 from shuntserve.core.specs import JobSpec
 from shuntserve.errors import Corrupt, InvalidInput
 from shuntserve.job import control
@@ -27,10 +27,11 @@ def current_job(bucket: Bucket, job_id: str) -> ResolvedJob:
     job = load_job(bucket, job_id)
     changes = control.standing(bucket, job_id).adjusted
     try:
-        operations = Operations(**{**asdict(job.operations), **changes})
+        asked = {name: tuple(value) if name in TEXTS else value for name, value in changes.items()}
+        operations = Operations(**{**asdict(job.operations), **asked})
     except TypeError as error:
         raise Corrupt(f"job {job_id}", f"holds a setting that is not known: {error}", "upgrade shuntserve") from error
-    return replace(job, operations=replace(operations, pools=tuple(operations.pools)))
+    return replace(job, operations=operations)
 
 
 def resubmitted(bucket: Bucket, job: ResolvedJob, writer: str) -> None:

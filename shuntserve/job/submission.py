@@ -117,6 +117,7 @@ def resolve(
             expected_workers=spec.expected_workers,
             fleet=spec.fleet,
             pools=spec.pools,
+            pipelines=spec.pipelines,
             market=spec.market,
             max_cost_usd=spec.max_cost_usd,
             approval=spec.approval,

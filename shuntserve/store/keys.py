@@ -134,6 +134,11 @@ def node(job_id: str, node: str) -> str:
     return f"jobs/{job_id}/nodes/{node}.json"
 
 
+def rendezvous(job_id: str, pipeline: str, generation: int) -> str:
+    """Where the nodes of one formation of a pipeline meet; its leader's agent writes it."""
+    return f"jobs/{job_id}/pipelines/{pipeline}/{generation:06d}.json"
+
+
 def spending(job_id: str) -> str:
     return f"jobs/{job_id}/spending.json"
 

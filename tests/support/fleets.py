@@ -15,7 +15,10 @@ from typing import Any
 
 import psutil
 
+from shuntserve.core.desired import Desired, Pipeline
+from shuntserve.job.fleet_records import PlanRecord, newest_plan
 from shuntserve.job.status import JobStatus, job_status
+from shuntserve.store import keys
 from shuntserve.store.open import open_bucket
 from tests.support.kills import MAX_MODEL_LEN, KillTrial
 
@@ -88,6 +91,14 @@ class FleetTrial(KillTrial):
                     found.append(process)
         return found
 
+    def kill_machine(self, node: str) -> None:
+        """Cut one machine's power: its process and everything below it, at once."""
+        for machine in self.processes("machine"):
+            if any(word.endswith(f"/{node}") for word in machine.cmdline()):
+                for process in (machine, *machine.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+
     def kill(self, *kinds: str) -> int:
         """SIGKILL every process of these kinds at once; how many there were."""
         victims = [process for kind in kinds for process in self.processes(kind)]
@@ -146,6 +157,21 @@ class FleetJob:
             lambda status: status.final is not None and not status.fleet.open_launches and not status.controller_alive,
             within_s,
         )
+
+    def plan(self) -> PlanRecord:
+        """The newest plan."""
+        found = newest_plan(self.bucket, self.id)
+        assert found is not None
+        return found
+
+    def formations(self) -> list[Pipeline]:
+        """Every formation of every pipeline, in the order of the plans that made them."""
+        found: dict[tuple[str, int], Pipeline] = {}
+        for info in self.bucket.list(keys.plans(self.id)):
+            desired = Desired.from_json(json.loads(self.bucket.get(info.key))["desired"])
+            for pipeline in desired.pipelines:
+                found.setdefault((pipeline.id, pipeline.generation), pipeline)
+        return list(found.values())
 
     def machine_directory(self, node: str) -> Path:
         """Where a local machine's files are."""
