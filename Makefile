@@ -15,7 +15,7 @@ help: ## what can be made
 setup: ## .venv from the pinned lock (does nothing when it is up to date)
 	@infra/dev/setup.sh
 
-demo: setup ## real vLLM on two workers, killed in the middle: every row exactly once
+demo: setup ## the whole path here: drop folder, Prefect, S3 and EC2 on the loopback, real vLLM, losses, report
 	@$(PY) -m shuntserve.cli.demo
 
 test: setup ## the suite: real vLLM on the CPU, an S3 server, SIGKILLs
