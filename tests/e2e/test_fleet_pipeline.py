@@ -20,7 +20,10 @@ def test_a_replica_on_two_machines_survives_the_loss_of_one_with_the_same_text(t
     layers = json.loads((trial.model / "config.json").read_text())["num_hidden_layers"]
     shape = f"local:tp=2:layers={layers - 1},local:tp=1:layers=1"
     engine = {
-        "max_model_len": MAX_MODEL_LEN, "dtype": "float32", "enforce_eager": True, "max_num_seqs": 16,
+        "max_model_len": MAX_MODEL_LEN,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_num_seqs": 16,
         "kv_cache_memory_bytes": 1 << 27,
     }
     try:

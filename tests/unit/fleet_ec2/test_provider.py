@@ -123,9 +123,7 @@ def test_terminate_ends_one_machine_and_may_be_repeated(provider: Ec2Provider, *
     assert [machine.id for machine in provider.machines("job")] == ["n0002"]
 
 
-def test_instances_end_on_shutdown_and_give_their_metadata_to_sessions_only(
-    provider: Ec2Provider, client: Any
-) -> None:
+def test_instances_end_on_shutdown_and_give_their_metadata_to_sessions_only(provider: Ec2Provider, client: Any) -> None:
     """The template makes shutdown terminate and IMDSv2 required, and the launch's tag readable on the machine."""
     provider.launch(launch(1))
 
