@@ -10,6 +10,7 @@ job.results().to_table()
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ class Job:
         self._must_go_on()
         bucket, writer = self._submitted.bucket, uuid.uuid4().hex
         if changes:
-            change(bucket, self.job_id, changes, writer)
+            change(bucket, self.job_id, changes, writer, time.time())
         control.resume(bucket, self.job_id, writer)
         return self.start()
 

@@ -6,13 +6,14 @@ the control log, so that a controller on another machine runs the job as its use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from shuntserve.core.near_miss import did_you_mean
 from shuntserve.core.resolved import TEXTS, Operations, ResolvedJob
-from shuntserve.core.specs import JobSpec
+from shuntserve.core.specs import JobSpec, parse_deadline
 from shuntserve.errors import Corrupt, InvalidInput
 from shuntserve.job import control
 from shuntserve.job.submission import load_job
@@ -55,24 +56,33 @@ def _differs(one: Any, other: Any) -> bool:
     return (list(one) if isinstance(one, tuple) else one) != (list(other) if isinstance(other, tuple) else other)
 
 
-def change(bucket: Bucket, job_id: str, changes: Mapping[str, Any], writer: str) -> None:
-    """Change settings of a job. Raises InvalidInput."""
-    now = asdict(changed(current_job(bucket, job_id), changes).operations)
-    control.adjust(bucket, job_id, writer, {name: now[name] for name in changes}, submitted=False)
+def change(bucket: Bucket, job_id: str, changes: Mapping[str, Any], writer: str, now_unix_s: float) -> None:
+    """Change settings of a job; a deadline that is a duration begins now. Raises InvalidInput."""
+    after = asdict(changed(current_job(bucket, job_id), changes, now_unix_s).operations)
+    names = [*changes, *(["deadline_unix_s"] if "deadline" in changes else [])]
+    control.adjust(bucket, job_id, writer, {name: after[name] for name in names}, submitted=False)
 
 
-def changed(job: ResolvedJob, changes: Mapping[str, Any]) -> ResolvedJob:
+def changed(job: ResolvedJob, changes: Mapping[str, Any], now_unix_s: float) -> ResolvedJob:
     """The job with these operations, checked as a spec's settings are. Raises InvalidInput."""
     names = [item.name for item in fields(Operations) if item.name not in _FIXED]
     for name in changes:
         if name not in names:
             raise InvalidInput(f"setting {name!r}", "cannot be changed after submission", did_you_mean(name, names))
-    if "deadline_unix_s" in changes and not isinstance(changes["deadline_unix_s"], int | float):
-        raise InvalidInput("deadline_unix_s", "is not a Unix time", "give seconds since 1970")
+    if "deadline_unix_s" in changes and not _is_time(changes["deadline_unix_s"]):
+        raise InvalidInput("deadline_unix_s", "is not a Unix time", "give seconds since 1970, or null for none")
     asked = {name: value for name, value in changes.items() if name in JobSpec.model_fields}
     checked = JobSpec(input=("checked",), model="checked", **{**_as_spec(job.operations), **asked})
     values = {name: getattr(checked, name) for name in asked}
+    if "deadline" in asked:
+        deadline = checked.deadline
+        values["deadline"] = None if deadline is None else str(deadline)
+        values["deadline_unix_s"] = None if deadline is None else parse_deadline(deadline, now_unix_s)
     return replace(job, operations=replace(job.operations, **{**changes, **values}))
+
+
+def _is_time(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
 
 
 def _as_spec(operations: Operations) -> dict[str, Any]:
