@@ -28,15 +28,22 @@ class Settings:
     worker_engine_options: str = "{}"
     ec2_file: Path = Path("ec2.yaml")
     """Where the facts of the AWS account are (`fleet.ec2_settings`)."""
+    metrics_port: int | None = None
+    """Where processes answer Prometheus (`shuntserve.metrics`); None: nowhere."""
+    metrics_address: str = "127.0.0.1"
+    otlp_endpoint: str | None = None
+    """Where traces go (`shuntserve.tracing`); None: nowhere."""
+    otlp_protocol: str = "http/protobuf"
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
         """SHUNTSERVE_STORE (bucket URL), SHUNTSERVE_LOG (level), XDG_DATA_HOME (where per-user data goes);
         SHUNTSERVE_WORKER_ENGINE (`module:function`) and SHUNTSERVE_WORKER_ENGINE_OPTIONS (JSON) for another engine than
         vLLM; SHUNTSERVE_EC2 (default: `shuntserve/ec2.yaml` in XDG_CONFIG_HOME, which is ~/.config): the facts of the
-        AWS account.
+        AWS account; SHUNTSERVE_METRICS_PORT (0: any free one) and SHUNTSERVE_METRICS_ADDRESS (default: loopback);
+        OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_PROTOCOL, as everywhere.
 
-        Raises InvalidInput when the level is none.
+        Raises InvalidInput when the level is none, or the port.
         """
         home = Path(environment.get("HOME") or "~").expanduser()
         data_dir = Path(environment.get("XDG_DATA_HOME") or home / ".local/share") / "shuntserve"
@@ -53,7 +60,19 @@ class Settings:
             worker_engine=environment.get("SHUNTSERVE_WORKER_ENGINE") or None,
             worker_engine_options=environment.get("SHUNTSERVE_WORKER_ENGINE_OPTIONS") or "{}",
             ec2_file=Path(environment.get("SHUNTSERVE_EC2") or config_dir / "ec2.yaml"),
+            metrics_port=_port(environment.get("SHUNTSERVE_METRICS_PORT")),
+            metrics_address=environment.get("SHUNTSERVE_METRICS_ADDRESS") or "127.0.0.1",
+            otlp_endpoint=environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+            otlp_protocol=environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf",
         )
+
+
+def _port(text: str | None) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) > 65535:
+        raise InvalidInput("SHUNTSERVE_METRICS_PORT", f"{text!r} is not a port", "use 0 (any free one) to 65535")
+    return int(text)
 
 
 def settings() -> Settings:

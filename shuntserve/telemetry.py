@@ -57,6 +57,9 @@ class Event(StrEnum):
     FINALIZE_STARTED = "finalize_started"
     FINALIZE_FINISHED = "finalize_finished"
     REPORT_FAILED = "report_failed"
+    METRICS_SERVED = "metrics_served"
+    METRICS_UNAVAILABLE = "metrics_unavailable"
+    TRACING_UNAVAILABLE = "tracing_unavailable"
 
 
 FORBIDDEN_FIELDS = frozenset({"prompt", "messages", "text", "output_text", "content", "token_ids", "row_values"})

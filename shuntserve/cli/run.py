@@ -203,14 +203,21 @@ def _run(request: RunRequest, spec: JobSpec, *, as_json: bool) -> None:
     from shuntserve.cli.interrupts import interrupts
     from shuntserve.cli.progress import TerminalReporter
     from shuntserve.job.run import StopSwitch, run_job
+    from shuntserve.settings import settings
+    from shuntserve.tracing import traced
 
     if not spec.engine.get("trust_remote_code"):  # a model's own tokenizer code may want torch
         without_torch()
     stop = StopSwitch()
     again = shlex.join(["shuntserve", *sys.argv[1:]])
+    here = settings()
     with log_file(request.data_dir) as log:
         telemetry.log_to(log, request.log_level)
-        with TerminalReporter(sys.stderr) as reporter, interrupts(stop):
+        with (
+            traced(here.otlp_endpoint, here.otlp_protocol, "shuntserve-run"),
+            TerminalReporter(sys.stderr) as reporter,
+            interrupts(stop),
+        ):
             try:
                 result = run_job(request, spec, reporter, stop)
             except KeyboardInterrupt:

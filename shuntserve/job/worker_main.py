@@ -40,9 +40,14 @@ from shuntserve.job.submission import load_job
 from shuntserve.job.threads import ThreadSpawner
 from shuntserve.job.worker import WorkerLoop
 from shuntserve.job.worker_config import WorkerConfig
+from shuntserve.metrics import Metrics, serve_if_asked, tell_worker
+from shuntserve.settings import settings
 from shuntserve.store import keys
 from shuntserve.store.open import open_bucket
 from shuntserve.store.port import Bucket
+from shuntserve.tracing import traced
+
+_TELL_INTERVAL_S = 1.0
 
 EngineMaker = Callable[[ResolvedJob, Path, Mapping[str, Any]], Callable[[], Engine] | None]
 
@@ -62,11 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one worker to its end."""
     arguments = _parse(argv)
     telemetry.log_to(sys.stderr, arguments.log_level, job=arguments.job, node=arguments.node, slot=arguments.slot)
-    try:
-        return int(_work(arguments))
-    except ShuntServeError as error:
-        telemetry.emit(telemetry.Event.WORKER_EXITED, outcome="failed", error=str(error))
-        return int(Exit.FAILED)
+    here = settings()
+    place = {"job": arguments.job, "node": arguments.node, "slot": arguments.slot}
+    with traced(here.otlp_endpoint, here.otlp_protocol, "shuntserve-worker", **place):
+        try:
+            return int(_work(arguments))
+        except ShuntServeError as error:
+            telemetry.emit(telemetry.Event.WORKER_EXITED, outcome="failed", error=str(error))
+            return int(Exit.FAILED)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,6 +88,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint-interval", type=float, default=None, help="seconds; default: the job's")
     parser.add_argument("--slot", type=int, default=0, help="which of this machine's workers this is")
     parser.add_argument("--node", default=None, help="the machine of a fleet this worker is on")
+    parser.add_argument(
+        "--metrics-port", type=int, default=None, help="answer Prometheus there, 0: any; $SHUNTSERVE_METRICS_PORT"
+    )
     parser.add_argument("--detached", action="store_true", help="do not watch standard input for the parent's end")
     return parser.parse_args(argv)
 
@@ -133,6 +144,12 @@ def _work(arguments: argparse.Namespace) -> Exit:
         "node": arguments.node,
         "started_unix_s": time.time(),
     }
+    metrics = Metrics(job_id=job.job_id, node=arguments.node, slot=arguments.slot)
+    here = settings()
+    port = here.metrics_port if arguments.metrics_port is None else arguments.metrics_port
+    serving = serve_if_asked(metrics, port, here.metrics_address)
+    if serving is not None:
+        facts["metrics"] = serving.target
     loop = WorkerLoop(
         worker_config(job, manifest, arguments.checkpoint_interval),
         spawner,
@@ -144,7 +161,7 @@ def _work(arguments: argparse.Namespace) -> Exit:
     _listen(loop, watch_parent=not arguments.detached)
     telemetry.emit(telemetry.Event.WORKER_STARTED, worker=loop.lease.incarnation, job=job.job_id, pid=os.getpid())
     try:
-        _turn(loop)
+        _turn(loop, lambda: tell_worker(metrics, loop.report(), model=job.model) if serving is not None else None)
     finally:
         if loop.engine is not None:
             loop.engine.stop()
@@ -156,9 +173,10 @@ def _work(arguments: argparse.Namespace) -> Exit:
     return Exit.DONE if loop.outcome == "done" else Exit.DRAINED
 
 
-def _turn(loop: WorkerLoop) -> None:
-    """Tick until the loop has an outcome; waiting is done in the engine's poll."""
+def _turn(loop: WorkerLoop, tell: Callable[[], None]) -> None:
+    """Tick until the loop has an outcome; waiting is done in the engine's poll. `tell` is called now and then."""
     delay_s = 0.0
+    tell_at_s = monotonic_s()
     while loop.outcome is None:
         engine = loop.engine
         if engine is not None:
@@ -166,7 +184,11 @@ def _turn(loop: WorkerLoop) -> None:
         else:
             events = []
             time.sleep(delay_s)
-        delay_s = loop.tick(monotonic_s(), events)
+        now_s = monotonic_s()
+        delay_s = loop.tick(now_s, events)
+        if now_s >= tell_at_s:
+            tell_at_s = now_s + _TELL_INTERVAL_S
+            tell()
         if engine is not None and loop.engine is not engine:
             engine.stop()
 
