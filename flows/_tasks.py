@@ -94,7 +94,10 @@ def ingest(watch: Watch) -> Status:
 def approve(run: ThisRun, watch: Watch, timeout_s: float) -> None:
     """Where the plan waits for somebody, suspend the run and ask; what they say is passed on."""
     status = watch.until(lambda status: status["state"] not in BEFORE_INGEST)
-    if status["state"] != AWAITING_APPROVAL or not run.can_be_suspended:
+    if status["state"] != AWAITING_APPROVAL:
+        return
+    if not run.can_be_suspended:
+        get_run_logger().warning("job %s waits for approval: %s", status["id"], status["next_step"])
         return
     asked = Approval.with_initial_data(description=_tables.proposal_text(status))
     answer = suspend_flow_run(wait_for_input=asked, timeout=int(timeout_s), key=f"approval-{watch.job.job_id}")

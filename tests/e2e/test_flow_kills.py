@@ -26,13 +26,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlowSite]:
 
 @pytest.fixture(scope="module")
 def expected(site: FlowSite) -> dict[str, str]:
-    """The texts of an undisturbed run of the same input."""
-    run = start(site, "calm")
+    """The texts of an undisturbed run of the same input, its store named by a block."""
+    run = start(site, "calm", store=site.save_block("site"))
     assert site.prefect.until(run, ENDED)["state_name"] == "Completed"
     return site.texts(site.job("calm"))
 
 
-def start(site: FlowSite, name: str) -> str:
+def start(site: FlowSite, name: str, **more: str) -> str:
     """A batch over the same file as all others, as a job of its own; its flow run."""
     settings = site.settings()
     return site.prefect.run(
@@ -42,6 +42,7 @@ def start(site: FlowSite, name: str) -> str:
         name=name,
         settings=settings,
         rerun=name,
+        **more,
     )
 
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+import yaml
 
 from tests.support.browser import visit
 from tests.support.flow_site import FlowSite, flow_site, rows, until
+from tests.support.prefect_server import CHECKOUT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -157,6 +159,19 @@ def inbox_run(site: FlowSite, **parameters: Any) -> dict[str, Any]:
             return run
         time.sleep(3)
     raise AssertionError("the inbox is busy all the time")
+
+
+@pytest.mark.parametrize("name", ["budget-80-percent", "no-progress"])
+def test_automations_are_files_that_prefect_takes_as_they_are(site: FlowSite, name: str) -> None:
+    """`prefect automation create --from-file` accepts them; all of them are also created by `apply.py`, each once."""
+    path = CHECKOUT / f"infra/prefect/automations/{name}.yaml"
+    wanted = yaml.safe_load(path.read_text())["name"]
+
+    site.prefect.command("automation", "create", "--from-file", str(path))
+
+    names = [one["name"] for one in site.prefect.post("/automations/filter", {"limit": 100})]
+    assert names.count(wanted) == 2, "one from the file itself, one from the site's set-up"
+    assert len(set(names)) == len(list(path.parent.glob("*.yaml")))
 
 
 def test_ends_pauses_and_questions(site: FlowSite) -> None:

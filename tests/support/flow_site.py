@@ -32,7 +32,7 @@ BUCKET = "shunt"
 QUIET_S = 6.0
 
 
-def until(what: str, condition: Callable[[], Any], timeout_s: float = 150.0) -> Any:
+def until(what: str, condition: Callable[[], Any], timeout_s: float = 300.0) -> Any:
     """The condition's first truthy value; asked rarely, because the S3 server lives in this process."""
     give_up_s = time.monotonic() + timeout_s
     while time.monotonic() < give_up_s:
@@ -111,6 +111,15 @@ class FlowSite:
             settings=settings,
             **given,
         )
+
+    def save_block(self, name: str) -> str:
+        """Register the block type and save the site's store as a block; what a flow's `store` says for it."""
+        self.prefect.command("block", "register", "--file", "flows/blocks.py")
+        secrets = {"AWS_SECRET_ACCESS_KEY": "test"}
+        program = f"""from flows.blocks import ShuntServeStore
+ShuntServeStore(url={self.store_url!r}, environment={secrets!r}).save({name!r}, overwrite=True)"""
+        subprocess.run([sys.executable, "-c", program], env=self.prefect.environ, cwd=CHECKOUT, check=True)
+        return f"block:{name}"
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ class PrefectServer:
         found: list[dict[str, Any]] = self.post("/events/filter", body)["events"]
         return found
 
-    def until(self, run_id: str, states: Sequence[str], timeout_s: float = 150.0) -> dict[str, Any]:
+    def until(self, run_id: str, states: Sequence[str], timeout_s: float = 300.0) -> dict[str, Any]:
         """Wait for a flow run's state (by type or name)."""
         deadline_s = time.monotonic() + timeout_s
         run: dict[str, Any] = {}
