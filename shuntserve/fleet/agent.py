@@ -20,7 +20,7 @@ from shuntserve.core.spending import SpendingWatch
 from shuntserve.errors import NotFound, ShuntServeError
 from shuntserve.fleet.imds import Warnings
 from shuntserve.job import claims
-from shuntserve.job.ops import Get, ListKeys, Procedure, Put
+from shuntserve.job.ops import Get, Head, ListKeys, Procedure, Put
 from shuntserve.job.worker_config import Spawner
 from shuntserve.store import keys
 
@@ -193,13 +193,18 @@ class AgentLoop:
             return
         asked_s = self._now_s
 
-        def done(renewal: str | None, error: ShuntServeError | None) -> None:
+        def done(seen: tuple[str | None, bool] | None, error: ShuntServeError | None) -> None:
             self._lease.end(self._now_s)
-            if self._tolerate(error, "spending lease") and renewal is not None:
+            if not self._tolerate(error, "spending lease") or seen is None:
+                return
+            renewal, written_off = seen
+            if written_off:  # no controller looks at this machine any more
+                self.leave("its launch is noted as ended")
+            if renewal is not None:
                 self._spending = self._spending.seen(renewal, asked_s)
                 self._keep_spending(self._spending)
 
-        self._spawner.spawn(_renewal(self._config.job_id), done)
+        self._spawner.spawn(_may_run(self._config.job_id, self._config.node), done)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -301,11 +306,14 @@ def _newest_plan(job_id: str, seen: _SeenPlan) -> Procedure[_SeenPlan]:
     return seen
 
 
-def _renewal(job_id: str) -> Procedure[str | None]:
-    """What the newest renewal of the spending lease wrote; None before the first."""
+def _may_run(job_id: str, node: str) -> Procedure[tuple[str | None, bool]]:
+    """What the newest renewal of the spending lease wrote (None before the first), and whether this machine was written
+    off: a launch that came through only after its controller had been replaced.
+    """
+    written_off = (yield Head(keys.launch_ended(job_id, node))) is not None
     key = keys.spending(job_id)
     try:
         value = claims.load(key, (yield Get(key)))
     except NotFound:
-        return None
-    return f"{value['writer']}/{value['counter']}"
+        return None, written_off
+    return f"{value['writer']}/{value['counter']}", written_off

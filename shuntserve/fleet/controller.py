@@ -517,6 +517,8 @@ class ControllerLoop:
         if not self._bucket.create(keys.launch(self._id, record.id), body):
             return None
         memory.observer.launches[record.id] = record
+        if not self._may_act():  # whoever acts now sees the intent, and waits for no machine for long
+            return None
         slots = sum(want.count for want in memory.wants)
         try:
             self._provider.launch(Launch(record.id, self._id, pool, offer, slot % slots, slots))

@@ -309,6 +309,15 @@ def test_a_notice_is_told_checkpointed_and_drained_before(at_work: Node, in_s: f
     assert at_work.report.gone
 
 
+def test_a_machine_that_was_written_off_leaves(at_work: Node) -> None:
+    """Its launch came through after its controller had been replaced, and is noted as ended: nobody would end it."""
+    at_work.bucket.create(keys.launch_ended("job", "n0001"), fleet_records.body("c", ended_unix_s=0.0, why="lost"))
+    at_work.go(10)
+
+    assert at_work.loop.over
+    assert at_work.crews[0].heard == ["drain", "end"]
+
+
 def test_a_rebalance_recommendation_is_told_and_work_goes_on(at_work: Node) -> None:
     """Whether the machine leaves is the controller's decision."""
     at_work.warnings = Warnings(rebalance=True)
