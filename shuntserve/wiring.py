@@ -16,6 +16,10 @@ from shuntserve.job.run import RunRequest
 from shuntserve.settings import settings
 
 VLLM_BACKEND = "shuntserve.engine.vllm_backend:VllmBackend"
+START_TIMEOUT_S = 1800.0
+PIPELINE_START_TIMEOUT_S = 4 * 3600.0
+"""Beyond the limits of all phases together, which say what took too long."""
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
 STANDIN_BACKEND = "shuntserve.sim.standin:StandinBackend"
 
 
@@ -29,7 +33,10 @@ def standin_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) 
 
 
 def vllm_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> Callable[[], Engine]:
-    """Makes vLLM engines for a job; `options` of this machine (see `VllmOptions`) join the job's own."""
+    """Makes vLLM engines for a job; `options` of this machine (see `VllmOptions`) join the job's own. A machine that
+    leads a pipeline knows its stages; how many GPUs the job would take elsewhere does not count there."""
+    leads = options.get("pipeline") is not None
+    of_job = {name: value for name, value in job.engine.items() if not (leads and name in PARALLEL_SIZES)}
 
     def make() -> Engine:
         merged = {
@@ -39,9 +46,10 @@ def vllm_engine(job: ResolvedJob, log_dir: Path, options: Mapping[str, Any]) -> 
             "tokenizer_revision": job.tokenizer_revision,
             "fingerprint": {"model_sha256": job.model_sha256, "tokenizer_sha256": job.tokenizer_sha256},
             **options,
-            "engine": {**job.engine, **options.get("engine", {})},
+            "engine": {**of_job, **options.get("engine", {})},
         }
-        return EngineProcess(VLLM_BACKEND, merged, log_dir / "engine.log")
+        start_timeout_s = PIPELINE_START_TIMEOUT_S if leads else START_TIMEOUT_S
+        return EngineProcess(VLLM_BACKEND, merged, log_dir / "engine.log", start_timeout_s=start_timeout_s)
 
     return make
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 HELLO_TIMEOUT_S = 5.0
+_NO_LIMIT_S = 7 * 24 * 3600
+"""For vLLM's own limit of a start-up, which does not know its phases."""
 CAUSE_GRACE_S = 1.0
 """A stage that dies makes its neighbours fail as well, and news travel on different ways: the cause is looked for among
 all that has come within this time."""
@@ -71,6 +73,8 @@ class Formation:
         taken."""
         pipeline = self._pipeline
         use_address(pipeline.address)
+        use_connections(pipeline.flows)
+        os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(_NO_LIMIT_S))
         try:
             self._listener = socket.create_server(
                 (pipeline.address, pipeline.port), family=family_of(pipeline.address), backlog=64
@@ -248,6 +252,13 @@ def use_address(address: str) -> None:
     os.environ["VLLM_HOST_IP"] = address
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"
+
+
+def use_connections(flows: int) -> None:
+    """Let NCCL share each of its own connections between hosts out over several. What the user has set is kept."""
+    if flows > 1:
+        os.environ.setdefault("NCCL_SOCKET_NTHREADS", "1")
+        os.environ.setdefault("NCCL_NSOCKS_PERTHREAD", str(flows))
 
 
 def _only(messages: Sequence[Message]) -> Message | None:

@@ -46,7 +46,8 @@ class StageChain(GroupCoordinator):
         ]
         self.world_size = len(stages)
         self.rank_in_group = stage
-        crossings = _crossings(topology, stages, flows)
+        # NCCL shares its connections out by itself (`formation.use_connections`).
+        crossings = _crossings(topology, stages, flows if str(backend) == "gloo" else 1)
         lines = Lines(crossings, self.rank, str(backend))
         self._sender = Sender(crossings[stage], lines, self.rank) if stage < len(crossings) else None
         self._receiver = (

@@ -29,7 +29,7 @@ from shuntserve import telemetry
 from shuntserve.core.near_miss import did_you_mean
 from shuntserve.core.rendezvous import Rendezvous
 from shuntserve.engine import compat, plugin
-from shuntserve.engine.formation import use_address
+from shuntserve.engine.formation import use_address, use_connections
 from shuntserve.engine.lifeline import die_with_parent
 from shuntserve.engine.links import Hello, LinkWatch, Message, Refusal, Running, Trouble, Welcome, Wire
 from shuntserve.engine.logtail import shortened, with_cause
@@ -120,6 +120,8 @@ class Node:
         check_model(options.model)
         check_same_model(options.model, welcome.options.get("config_sha256"))
         prepare_environment(options)
+        if options.pipeline is not None:
+            use_connections(options.pipeline.flows)
         os.environ[plugin.HOST_PID_VARIABLE] = str(os.getpid())
         os.environ[MEMBERSHIP_VARIABLE] = Membership(
             rendezvous.generation, rendezvous.address, welcome.store_port, self._node

@@ -11,10 +11,11 @@ from typing import Any
 
 from shuntserve.core.near_miss import did_you_mean
 from shuntserve.core.topology import ModelFacts, PipelineTopology
-from shuntserve.engine.membership import TOPOLOGY_KEY, Phase
+from shuntserve.engine.membership import TOPOLOGY_KEY, Phase, topology_of
 from shuntserve.errors import InvalidInput
 
 FLOWS_KEY = "shuntserve_flows"
+KV_KEY = "shuntserve_kv_cache"
 PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
 """vLLM's own setting for stages with unequal numbers of layers."""
 JOINING = "waiting for the pipeline's other nodes"
@@ -47,6 +48,8 @@ class PipelineOptions:
     """Where the leader writes its `Rendezvous`, once nodes can join."""
     flows: int = 1
     """TCP connections per pair of ranks that talk across hosts."""
+    kv_cache: str = "measured"
+    """"planned" gives each stage the KV cache that the planner counted on instead of what its GPUs have left."""
     executor: str = "auto"
     """"plugin" uses our executor even where vLLM's own would do: one node and equal stages."""
     timeouts_s: Mapping[str, float] = field(default_factory=dict)
@@ -68,6 +71,10 @@ class PipelineOptions:
         flows = checked.get("flows", 1)
         if not isinstance(flows, int) or not 1 <= flows <= _MAX_FLOWS:
             raise InvalidInput("pipeline option 'flows'", f"is {flows!r}", f"give 1 to {_MAX_FLOWS} connections")
+        if checked.get("kv_cache", "measured") not in ("measured", "planned"):
+            raise InvalidInput("pipeline option 'kv_cache'", "is unknown", "use measured or planned")
+        if checked.get("kv_cache") == "planned" and any(stage.kv_bytes is None for stage in topology.stages):
+            raise InvalidInput("pipeline option 'kv_cache'", "a stage has no plan", "give kv_bytes for every stage")
         if checked.get("executor", "auto") not in ("auto", "plugin"):
             raise InvalidInput("pipeline option 'executor'", "is unknown", "use auto or plugin")
         for phase, limit_s in checked.get("timeouts_s", {}).items():
@@ -107,7 +114,11 @@ def engine_arguments(pipeline: PipelineOptions) -> dict[str, Any]:
     }
     if not pipeline.stock:
         arguments["distributed_executor_backend"] = "mp"
-        arguments["additional_config"] = {TOPOLOGY_KEY: topology.to_json(), FLOWS_KEY: pipeline.flows}
+        arguments["additional_config"] = {
+            TOPOLOGY_KEY: topology.to_json(),
+            FLOWS_KEY: pipeline.flows,
+            KV_KEY: pipeline.kv_cache,
+        }
     return arguments
 
 
@@ -168,6 +179,7 @@ def shared_options(options: Any, config: Any) -> dict[str, Any]:
             "generation": pipeline.generation,
             "address": pipeline.address,
             "flows": pipeline.flows,
+            "kv_cache": pipeline.kv_cache,
             "executor": "plugin",
         },
         "config_sha256": config_sha256(options.model),
@@ -183,6 +195,13 @@ def config_sha256(model: str) -> str | None:
 def flows_of(vllm_config: Any) -> int:
     """TCP connections per pair of ranks on different hosts."""
     return int(vllm_config.additional_config.get(FLOWS_KEY, 1))
+
+
+def planned_kv_bytes(vllm_config: Any, stage: int) -> int | None:
+    """What the ranks of a stage must take for KV cache; None when they measure it."""
+    if vllm_config.additional_config.get(KV_KEY) != "planned":
+        return None
+    return topology_of(vllm_config).stages[stage].kv_bytes
 
 
 def _refuse_unsupported(config: Any) -> None:

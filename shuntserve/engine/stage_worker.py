@@ -17,7 +17,7 @@ from vllm.platforms import current_platform
 
 from shuntserve.engine import groups
 from shuntserve.engine.membership import Membership, Phase, join_store, note_phase, topology_of
-from shuntserve.engine.pipeline_options import flows_of
+from shuntserve.engine.pipeline_options import flows_of, planned_kv_bytes
 from shuntserve.engine.worker import ResumeGPUWorker
 
 
@@ -33,6 +33,8 @@ class StageWorkerMixin:
         self._store = join_store(membership)
         note_phase(self._store, rank, Phase.CONNECTING)
         vllm_config.parallel_config.tensor_parallel_size = self._topology.stages[self._stage].tp
+        if (kv_bytes := planned_kv_bytes(vllm_config, self._stage)) is not None:
+            vllm_config.cache_config.kv_cache_memory_bytes = kv_bytes
         super().__init__(vllm_config, local_rank, rank, *args, **keywords)  # type: ignore[call-arg]
         # The only reader of this number wants rank // tensor_parallel_size to be the stage.
         stage_ranks = self._topology.ranks_of(self._stage)

@@ -269,8 +269,12 @@ class VllmBackend:
             config.model_config.max_model_len,
             config.scheduler_config.max_num_seqs,
             tuple(sorted(eos)),
-            {**_fingerprint(config), **self._options.fingerprint},
+            {**_fingerprint(config), **self._stages(), **self._options.fingerprint},
         )
+
+    def _stages(self) -> dict[str, str]:
+        """Of a pipeline whose sizes are no two numbers."""
+        return {"stages": self._options.pipeline.topology.describe()} if self._options.pipeline is not None else {}
 
     def _core_processes(self) -> Sequence[Any]:
         manager = self._llm.engine_core.resources.engine_manager

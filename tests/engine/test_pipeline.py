@@ -1,63 +1,85 @@
-"""Real vLLM in pipelines of unlike stages: the same tokens as from one process."""
+"""Real vLLM in pipelines of unlike stages: the same tokens as from one process. For all families and shapes see
+`test_pipeline_matrix`."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shuntserve.core.topology import PipelineTopology
-from shuntserve.engine.port import SequenceRequest
+from shuntserve.engine.port import LossKind
+from shuntserve.engine.process import EngineProcess
 from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
 from tests.support import vllm_driver
+from tests.support.pipelines import rows
+from tests.support.zygote import Zygote
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 LAYERS = 8
-ROWS = 12
-PARAMS: list[dict[str, Any]] = [
-    {"temperature": 0.0},
-    {"temperature": 0.9},
-    {"temperature": 0.9, "top_p": 0.9, "presence_penalty": 0.8},
-    {"temperature": 0.0, "repetition_penalty": 1.2},
-]
+KV_BYTES = 1 << 26
+"""What `vllm_driver.options` gives every rank."""
 
 
-def rows() -> list[SequenceRequest]:
-    return [
-        SequenceRequest(
-            f"row {row}",
-            [300 + (11 * row + 17 * i) % 390 for i in range(20 + 9 * row)],
-            {"max_tokens": 48, "seed": row, "ignore_eos": True, **PARAMS[row % len(PARAMS)]},
-        )
-        for row in range(ROWS)
-    ]
-
-
-def tokens(model: Path, log_path: Path, pipeline: dict[str, Any] | None) -> dict[str, list[int]]:
-    options = vllm_driver.options(model)
-    if pipeline is not None:
-        options["pipeline"] = pipeline
-    engine = vllm_driver.started(options, log_path)
-    try:
-        return {name: output.token_ids for name, output in vllm_driver.generate(engine, rows()).items()}
-    finally:
-        engine.stop()
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    with Zygote(tmp_path_factory.mktemp("zygote")) as made:
+        yield made
 
 
 @pytest.mark.parametrize(
     ("family", "tps", "layers"),
-    [("llama", [2, 1], [5, 3]), ("qwen3", [1, 2], [3, 5]), ("qwen2", [2, 1, 1], [1, 5, 2])],
+    [("llama", [2, 1], [5, 3]), ("qwen3", [1, 2], [3, 5]), ("mixtral", [2, 1, 1], [1, 5, 2])],
 )
 def test_unlike_stages_give_the_tokens_of_one_process(
-    tmp_path: Path, family: Any, tps: list[int], layers: list[int]
+    zygote: Zygote, tmp_path: Path, family: Any, tps: list[int], layers: list[int]
 ) -> None:
-    """In float32, greedy and seeded rows are equal token by token, whatever the stages' sizes and layers."""
+    """In float32, greedy and seeded rows are equal token by token, whatever the stages' sizes and layers. A stage whose
+    KV cache is not what the planner counted on is told with both numbers; one that has it is not."""
     model = write_tiny_model(tmp_path / "model", TinyModel(family, layers=LAYERS, mean_output_tokens=60))
     topology = PipelineTopology.of(tps, layers)
+    first, *others = topology.stages
+    planned = (replace(first, kv_bytes=2 * KV_BYTES), *(replace(stage, kv_bytes=KV_BYTES) for stage in others))
 
-    alone = tokens(model, tmp_path / "alone.log", None)
-    piped = tokens(model, tmp_path / "piped.log", {"topology": topology.to_json()})
+    options = vllm_driver.options(model)
+    alone = zygote.run(options, rows())
+    stages = PipelineTopology(planned, topology.node_ranks).to_json()
+    piped = zygote.run({**options, "pipeline": {"topology": stages}}, rows())
 
     assert piped == alone
+    events = [json.loads(line) for line in zygote.last_log.read_text().splitlines() if line.startswith("{")]
+    (mismatch,) = [event for event in events if event["event"] == "kv_cache_mismatch"]
+    assert (mismatch["stage"], mismatch["planned_kv_bytes"], mismatch["measured_kv_bytes"]) == (
+        0,
+        2 * KV_BYTES,
+        KV_BYTES,
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "topology", "engine", "cause"),
+    [
+        ("gemma3", PipelineTopology.of([2, 1], [4, 4]), {}, "mixes kinds of attention"),
+        ("llama", PipelineTopology.of([2, 1], [4, 3]), {}, "holds 7 layers"),
+        ("llama", PipelineTopology.of([3, 1], [4, 4]), {}, "4 attention heads, no multiple of 3"),
+        ("llama", PipelineTopology.of([2, 1], [4, 4]), {"tensor_parallel_size": 2}, "given by the pipeline's stages"),
+    ],
+)
+def test_a_model_that_cannot_be_cut_like_this_is_refused(
+    tmp_path: Path, family: Any, topology: PipelineTopology, engine: dict[str, Any], cause: str
+) -> None:
+    """Before any worker is started, in words for the user, and not to be tried again."""
+    model = write_tiny_model(tmp_path / "model", TinyModel(family, layers=LAYERS))
+    options = {**vllm_driver.options(model, **engine), "pipeline": {"topology": topology.to_json()}}
+    process = EngineProcess(vllm_driver.BACKEND, options, tmp_path / "engine.log")
+    process.start()
+
+    lost, _ = vllm_driver.until_lost(process, within_s=vllm_driver.START_TIMEOUT_S)
+
+    assert lost.kind is LossKind.INVALID, lost
+    assert cause in lost.detail

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from shuntserve.engine.process import EngineProcess
 from shuntserve.sim.tiny_model import FAMILIES, TinyModel, write_tiny_model
 from tests.support import vllm_driver
 from tests.support.pipelines import rows
+from tests.support.zygote import Zygote
 
 pytestmark = [pytest.mark.vllm, pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -41,8 +42,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Runs:
     """Engines' answers to the same rows, each asked for once."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, zygote: Zygote) -> None:
         self._directory = directory
+        self._zygote = zygote
         self._alone: dict[tuple[str, str], dict[str, list[int]]] = {}
 
     def model(self, name: str) -> Path:
@@ -62,20 +64,13 @@ class Runs:
         return options
 
     def piped(self, name: str, dtype: str, shape: str | None, times: int) -> list[dict[str, list[int]]]:
-        log_path = self._directory / f"{name} {dtype} {shape}.log"
-        engine = vllm_driver.started(self.options(name, dtype, shape), log_path)
-        try:
-            return [
-                {row: output.token_ids for row, output in vllm_driver.generate(engine, rows()).items()}
-                for _ in range(times)
-            ]
-        finally:
-            engine.stop()
+        return self._zygote.run(self.options(name, dtype, shape), rows(), times)
 
 
 @pytest.fixture(scope="module")
-def runs(directory: Path) -> Runs:
-    return Runs(directory)
+def runs(directory: Path) -> Iterator[Runs]:
+    with Zygote(directory / "zygote") as zygote:
+        yield Runs(directory, zygote)
 
 
 def possible(name: str, shape: str) -> bool:
