@@ -251,7 +251,9 @@ class ControllerLoop:
             memory.job, memory.adjusted = self._work.current(), dict(standing.adjusted)
             memory.wants, memory.proposal = self._wants(memory.job), None
         waits = memory.final is None and self._awaits_approval(memory, memory.manifest, standing)
-        if memory.final is None:
+        if memory.final is not None:
+            self._phase(memory, None, now_unix_s)
+        elif memory.phase != "finalize":
             self._phase(memory, "plan" if waits else "run", now_unix_s)
         self._run(memory, memory.manifest, standing, waits=waits, now_s=now_s, now_unix_s=now_unix_s)
 
@@ -315,7 +317,9 @@ class ControllerLoop:
         if memory.paused and standing.paused is None:  # whoever resumed it has mended what failed
             memory.failures = 0
         memory.paused = standing.paused is not None
-        paused = standing.paused or self._pause_by_limits(memory, snapshot, standing, now_unix_s)
+        paused = None  # a job that was stopped for good is closed, paused or not
+        if standing.stopped is None:
+            paused = standing.paused or self._pause_by_limits(memory, snapshot, now_unix_s)
         leaving = waits or snapshot.complete or paused is not None or standing.stopped is not None
         self._renew_spending(memory, now_s)
         world = self._world(memory, snapshot, standing, seen, leaving=leaving, now_s=now_s, now_unix_s=now_unix_s)
@@ -366,11 +370,9 @@ class ControllerLoop:
         since_s = memory.asked_to_leave_s.setdefault(one.launch.id, now_s)
         return replace(one.node, overdue=now_s - since_s >= _LEAVE_WITHIN_DRAINS * self._times.drain_s)
 
-    def _pause_by_limits(
-        self, memory: _Memory, snapshot: Snapshot, standing: Standing, now_unix_s: float
-    ) -> str | None:
+    def _pause_by_limits(self, memory: _Memory, snapshot: Snapshot, now_unix_s: float) -> str | None:
         """Pause the job when too many rows were rejected or cut off; the reason, when that has just been done."""
-        if standing.stopped is not None or snapshot.complete or not self._may_act():
+        if snapshot.complete or not self._may_act():
             return None
         limits = Limits.of(memory.job)
         pause = limits.exceeded(
