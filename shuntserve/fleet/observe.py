@@ -110,8 +110,10 @@ class FleetObserver:
         return Seen(launch, machine, report, node, missing)
 
     def _state(self, launch_id: str, report: NodeReport | None, missing: bool, age_s: float) -> NodeState:
+        # A list may lag behind the machine, and even behind its agent's first report.
+        missing = missing and (launch_id in self._had_machine or age_s >= self.provider.patience.machine_s)
         if report is None:
-            if missing and (launch_id in self._had_machine or age_s >= self.provider.patience.machine_s):
+            if missing:
                 return NodeState.LOST
             return NodeState.LATE if age_s >= self.provider.patience.agent_s else NodeState.LAUNCHING
         if report.gone:

@@ -208,7 +208,8 @@ class WorkerLoop:
                         paused = True
                     case "resume":
                         paused = False
-            if paused:  # a pause that was taken back before we looked is no pause
+            # A pause that was taken back before we looked is no pause, nor is one of a job that is being closed.
+            if paused and self._stopped is None:
                 self.drain("paused")
 
         self._spawner.spawn(procedures.read_control(self.config.job_id, self._control_seen), done)

@@ -150,6 +150,20 @@ def test_a_pause_that_was_taken_back_before_anyone_looked_is_no_pause() -> None:
     assert worker.loop.outcome == "done"
 
 
+def test_a_paused_job_that_is_cancelled_is_closed() -> None:
+    """Nobody takes the pause back before a cancel: the worker that finds both rejects what is left and is done."""
+    bench = Bench(rows_of(4))
+    for number, more in enumerate(({"action": "pause", "reason": "test"}, {"action": "cancel", "code": "cancelled"})):
+        entry = {"schema_version": 1, "writer": str(number), **more}
+        bench.bucket.create(keys.control_entry("job", number), json.dumps(entry).encode())
+    worker = bench.worker()
+
+    worker.run(600)
+
+    assert worker.loop.outcome == "done"
+    assert {line["code"] for line in committed(bench.bucket, bench.job)} == {"cancelled"}
+
+
 def test_a_poison_row_is_tried_alone_twice_before_it_is_rejected() -> None:
     """The crash reports end with the poison row alone in the engine, exactly twice, and no other row is rejected."""
     bench = Bench(rows_of(8, poison=(5,)), rows_per_chunk=8)
