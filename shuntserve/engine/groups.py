@@ -48,7 +48,7 @@ class StageChain(GroupCoordinator):
         self.rank_in_group = stage
         # NCCL shares its connections out by itself (`formation.use_connections`).
         crossings = _crossings(topology, stages, flows if str(backend) == "gloo" else 1)
-        lines = Lines(crossings, self.rank, str(backend))
+        lines = Lines(crossings, self.rank, str(backend), self.device)
         self._sender = Sender(crossings[stage], lines, self.rank) if stage < len(crossings) else None
         self._receiver = (
             Receiver(crossings[stage - 1], lines, self.rank, self.device, _gather_in_stage) if stage > 0 else None

@@ -177,7 +177,7 @@ class Lines:
     """The process groups of two ranks each over which activations come and go. Made by every rank of the world in the
     same order; keeps those this rank takes part in."""
 
-    def __init__(self, crossings: Sequence[Crossing], rank: int, backend: str) -> None:
+    def __init__(self, crossings: Sequence[Crossing], rank: int, backend: str, device: torch.device) -> None:
         self._headers: dict[tuple[int, int], Any] = {}
         self._flows: dict[tuple[int, int], list[Any]] = {}
         self._host_flows: dict[tuple[int, int], list[Any]] = {}
@@ -186,6 +186,8 @@ class Lines:
                 header = dist.new_group(list(edge), backend="gloo")
                 flows = [dist.new_group(list(edge), backend=backend) for _ in range(crossing.flows)]
                 if rank in edge:
+                    _greet(edge, rank, [header], torch.device("cpu"))
+                    _greet(edge, rank, flows, device)
                     self._headers[edge] = header
                     self._flows[edge] = flows
                     self._host_flows[edge] = flows if backend == "gloo" else [header] * crossing.flows
@@ -197,6 +199,17 @@ class Lines:
         """The group for one chunk; tensors in host memory do not go over a device's groups."""
         lines = self._host_flows if on_cpu else self._flows
         return lines[chunk.sender, chunk.receiver][chunk.flow]
+
+
+def _greet(edge: tuple[int, int], rank: int, groups: Sequence[Any], device: torch.device) -> None:
+    """One byte over each connection: what keeps two hosts apart shows now and not in the first step, and what the
+    connections of a device take of its memory is taken before that is measured."""
+    for group in groups:
+        byte = torch.zeros(1, dtype=torch.uint8, device=device)
+        if rank == edge[0]:
+            dist.send(byte, edge[1], group=group)
+        else:
+            dist.recv(byte, edge[0], group=group)
 
 
 class Sender:

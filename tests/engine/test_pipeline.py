@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 from shuntserve.core.topology import PipelineTopology
-from shuntserve.engine.port import LossKind
-from shuntserve.engine.process import EngineProcess
 from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
 from tests.support import vllm_driver
 from tests.support.pipelines import rows
-from tests.support.zygote import Zygote
+from tests.support.zygote import EngineFailed, Zygote
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -71,15 +69,13 @@ def test_unlike_stages_give_the_tokens_of_one_process(
     ],
 )
 def test_a_model_that_cannot_be_cut_like_this_is_refused(
-    tmp_path: Path, family: Any, topology: PipelineTopology, engine: dict[str, Any], cause: str
+    zygote: Zygote, tmp_path: Path, family: Any, topology: PipelineTopology, engine: dict[str, Any], cause: str
 ) -> None:
-    """Before any worker is started, in words for the user, and not to be tried again."""
+    """As an invalid request, in words for the user, before any worker is started."""
     model = write_tiny_model(tmp_path / "model", TinyModel(family, layers=LAYERS))
     options = {**vllm_driver.options(model, **engine), "pipeline": {"topology": topology.to_json()}}
-    process = EngineProcess(vllm_driver.BACKEND, options, tmp_path / "engine.log")
-    process.start()
 
-    lost, _ = vllm_driver.until_lost(process, within_s=vllm_driver.START_TIMEOUT_S)
+    with pytest.raises(EngineFailed, match=rf"InvalidInput: .*{cause}"):
+        zygote.run(options, rows())
 
-    assert lost.kind is LossKind.INVALID, lost
-    assert cause in lost.detail
+    assert "Worker" not in zygote.last_log.read_text()

@@ -25,6 +25,10 @@ ROOT = Path(__file__).parents[2]
 READY = "ready"
 
 
+class EngineFailed(Exception):
+    """With the end of what it said."""
+
+
 class Zygote:
     """Starts engines one after the other; each runs its rows and ends."""
 
@@ -55,7 +59,7 @@ class Zygote:
         child.stdin.flush()
         status = int(child.stdout.readline())
         if status != 0:
-            raise AssertionError(f"engine of {options} ended with {status}: {log_path.read_text()[-4000:]}")
+            raise EngineFailed(f"engine of {options} ended with {status}: {log_path.read_text()[-4000:]}")
         outputs: list[dict[str, list[int]]] = json.loads(result_path.read_text())
         return outputs
 

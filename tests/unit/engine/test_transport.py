@@ -116,7 +116,7 @@ def run_rank(rank: int, m: int, n: int, flows: int, port: int, results: Any) -> 
     dist.init_process_group("gloo", store=store, rank=rank, world_size=m + n)
     both = crossing(m, n, flows)
     group = dist.new_group(list(both.receivers), backend="gloo")
-    lines = transport.Lines([both], rank, "gloo")
+    lines = transport.Lines([both], rank, "gloo", torch.device("cpu"))
     transport.MIN_FLOW_BYTES = 16
     if rank in both.senders:
         sender = transport.Sender(both, lines, rank)
