@@ -107,7 +107,7 @@ def status_table(job: JobStatus) -> Table:
     for node in told["nodes"]:
         notice = f", to be taken at {node['notice']}" if node["notice"] else ""
         table.add_row("machine", escape(f"{node['id']} ({node['pool']}): {node['state']}{notice}"))
-    for worker in job.snapshot.live if job.snapshot is not None else ():
+    for worker in job.workers:
         facts = worker.facts
         where = f"{facts.get('host', '?')} pid {facts.get('pid', '?')}"
         where += f" ({facts['node']})" if facts.get("node") else ""

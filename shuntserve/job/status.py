@@ -19,7 +19,7 @@ from shuntserve.job.final import Final, load_final
 from shuntserve.job.fleet_records import ControllerReport, LaunchRecord, NodeReport
 from shuntserve.job.manifests import load_manifest
 from shuntserve.job.timeline import History, read_timeline
-from shuntserve.job.watch import Snapshot, Watcher
+from shuntserve.job.watch import Snapshot, Watcher, WorkerView
 from shuntserve.store import keys
 from shuntserve.store.port import Bucket
 
@@ -126,10 +126,18 @@ class JobStatus:
         return silent_s < _SILENT_LEASES * self.job.operations.lease_s
 
     @property
-    def live_workers(self) -> int:
-        """Workers that have not ended, as far as can be seen from this machine."""
+    def workers(self) -> tuple[WorkerView, ...]:
+        """Workers that have not ended, as far as can be seen from here: none of a machine that has."""
         live = self.snapshot.live if self.snapshot is not None else ()
-        return sum(not machine.is_gone(worker.facts) for worker in live)
+        ended = {launch.id for launch in self.fleet.launches if launch.ended_unix_s is not None}
+        return tuple(
+            worker for worker in live if worker.facts.get("node") not in ended and not machine.is_gone(worker.facts)
+        )
+
+    @property
+    def live_workers(self) -> int:
+        """How many they are."""
+        return len(self.workers)
 
     @property
     def failure(self) -> str | None:
@@ -246,8 +254,7 @@ class JobStatus:
             "controller": self._controller_json(),
             "nodes": [self._node_json(launch) for launch in fleet.open_launches],
             "workers": [
-                {"incarnation": worker.incarnation, "state": worker.state, **worker.facts}
-                for worker in (snapshot.live if snapshot else ())
+                {"incarnation": worker.incarnation, "state": worker.state, **worker.facts} for worker in self.workers
             ],
             "interruptions": [
                 {

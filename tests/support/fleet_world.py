@@ -325,9 +325,7 @@ class Controller:
         self.door = Door(world.bucket, requests_left=requests, die_after=die_after)
         job = current_job(world.bucket, world.job.job_id)
         rules = Rules(lease_s=job.operations.lease_s)
-        self.lease = ControllerLease(
-            self.door, job.job_id, rules, lambda: uuid.uuid4().hex, lambda: self.loop.facts() if self.ready else {}
-        )
+        self.lease = ControllerLease(self.door, job.job_id, rules, lambda: uuid.uuid4().hex, self._facts)
         self.ready = False
         self.loop = ControllerLoop(
             self.door,
@@ -340,6 +338,9 @@ class Controller:
             beside=at_once,
         )
         self.ready = True
+
+    def _facts(self) -> dict[str, Any]:
+        return {"told_unix_s": self.world.now_unix_s, **(self.loop.facts() if self.ready else {})}
 
     def tick(self) -> None:
         if not self.alive or self.stalled:
