@@ -22,6 +22,7 @@ COMMAND_MODULES = (
     "shuntserve.cli.report",
     "shuntserve.cli.retry",
     "shuntserve.cli.fleet",
+    "shuntserve.cli.inbox",
     "shuntserve.cli.estimate",
     "shuntserve.cli.plan",
     "shuntserve.cli.catalog",
