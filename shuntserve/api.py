@@ -42,7 +42,7 @@ from shuntserve.job.run import (
 from shuntserve.job.status import JobStatus, job_status
 from shuntserve.settings import settings
 from shuntserve.store import keys
-from shuntserve.wiring import provider_of
+from shuntserve.wiring import check_fleet, provider_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -123,13 +123,15 @@ class Job:
     def start(self) -> int | None:
         """Make sure that a controller looks after the job: a process that outlives this one.
 
-        Returns its process id; None when one is at work already, or the job has ended.
+        Returns its process id; None when one is at work already, or the job has ended. Raises InvalidInput for a fleet
+        that can never be launched.
         """
         status = self.status()
         if status.final is not None and not status.fleet.open_launches:
             return None
         if status.controller_alive:
             return None
+        check_fleet(self._request, self._submitted.job)
         return start_detached(self._request, self.job_id)
 
     def pause(self, reason: str = "requested") -> None:

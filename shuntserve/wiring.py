@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shuntserve.core.offers import read_offers
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.engine.port import Engine
 from shuntserve.engine.process import EngineProcess
@@ -70,6 +71,15 @@ def provider_of(request: RunRequest, job: ResolvedJob) -> Provider:
     if job.operations.fleet == "local":
         return LocalProvider(command)
     return _ec2_provider(command)
+
+
+def check_fleet(request: RunRequest, job: ResolvedJob) -> None:
+    """Say now what the job's controller could only log: raises InvalidInput for a fleet that can never be launched."""
+    provider = provider_of(request, job)
+    operations = job.operations
+    for want in read_offers(operations.fleet, operations.pools, operations.market):  # type: ignore[arg-type]
+        for offer in want.offers:
+            provider.price(offer)
 
 
 def _ec2_provider(command: AgentCommand) -> Provider:

@@ -142,8 +142,9 @@ def test_rows_are_exact_when_one_instance_is_noticed_and_another_terminated(clou
     cloud.until(
         job_id,
         "two generating nodes",
-        lambda status: status.snapshot is not None
-        and sum(one.count("tokens_durable") > 0 for one in status.snapshot.live) == 2,
+        lambda status: (
+            status.snapshot is not None and sum(one.count("tokens_durable") > 0 for one in status.snapshot.live) == 2
+        ),
     )
 
     local_machine.interrupt(cloud.machine(job_id, "n0001"), 12.0)
@@ -184,14 +185,25 @@ def test_the_rooms_end_cuts_the_power_of_every_machine(cloud: Cloud) -> None:
     assert {state for _, state in cloud.instances().values()} <= {"terminated", "shutting-down"}
 
 
-def test_a_store_that_ec2_cannot_reach_is_refused(cloud: Cloud, tmp_path: Path) -> None:
-    """A directory of this machine as store of an EC2 fleet is an error that says what to do, before anything is
-    bought."""
+def test_a_fleet_that_can_never_be_launched_is_refused_where_it_is_asked_for(cloud: Cloud, tmp_path: Path) -> None:
+    """A store EC2 cannot reach, a type nobody sells, a zone without a subnet, no facts of the account: `submit` says so
+    with cause and next step, and nothing is bought."""
     cloud.place.write(prompts(3))
+    cases = [
+        ((f"--store={tmp_path / 'here'}",), "cannot be reached from EC2"),
+        (("--pool=g6.xlrge=1",), "did you mean g6.xlarge"),
+        (("--pool=g6.xlarge/eu-west-1a=1",), "zone eu-west-1a has no subnet"),
+        (("--pool=g6.xlarge=1",), "write a YAML file with"),
+    ]
 
-    job_id = cloud.submit("here", f"--store={tmp_path / 'here'}", "--no-start")
-    done = cloud.place.call("controller", job_id, f"--store={tmp_path / 'here'}")
-
-    assert done.exit_code == 2
-    assert "cannot be reached from EC2" in done.stderr
+    for more, told in cases:
+        if told == "write a YAML file with":
+            (tmp_path / "ec2.yaml").unlink()
+        refused = cloud.place.call(
+            "submit", "prompts.parquet", f"--model={cloud.place.model}", "--fleet=ec2", "--pool=g6.2xlarge=1",
+            "--max-cost-usd=1", *more,
+        )  # fmt: skip
+        assert refused.exit_code == 2, refused.stderr
+        assert told in refused.stderr
+        assert " — " in refused.stderr, "no next step"
     assert cloud.instances() == {}
