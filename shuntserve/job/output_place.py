@@ -44,7 +44,9 @@ class OutputPlace:
         owner = self.owner()
         if owner == job_id:
             return
-        if not overwrite:
+        if not overwrite and self._is_taken(owner):
+            if self.owner() == job_id:
+                return  # reserved for this very job by somebody else, since we looked
             self._refuse_foreign(owner)
         self._refuse_strangers_among_parts()
         marker = json.dumps({"schema_version": SCHEMA_VERSION, "job": job_id, "store": store_url}, indent=1).encode()
@@ -106,6 +108,9 @@ class OutputPlace:
         for key in self._parts():
             if key not in kept:
                 self._bucket.delete(key)
+
+    def _is_taken(self, owner: str | None) -> bool:
+        return owner is not None or next(iter(self._bucket.list("")), None) is not None
 
     def _refuse_foreign(self, owner: str | None) -> None:
         if owner is not None:

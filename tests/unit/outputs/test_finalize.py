@@ -359,3 +359,21 @@ def test_final_json_reads_back_as_it_was(bucket: Bucket, place: OutputPlace) -> 
     end = run(Job(bucket, [[Row(0, code="cancelled")], [Row(1)]]).commit(), place)
 
     assert finals.load_final(bucket, "job-1") == end
+
+
+class _LosesTheRace(OutputPlace):
+    """A place that another process reserves for the same job between our two looks at it."""
+
+    def _is_taken(self, owner: str | None) -> bool:
+        if owner is None:
+            OutputPlace(self._bucket).reserve("job-1", "memory://store", overwrite=False)
+        return super()._is_taken(owner)
+
+
+def test_two_that_reserve_a_place_for_one_job_at_once_both_have_it(tmp_path: Path) -> None:
+    """The one that loses finds the other's marker, of its own job, and goes on."""
+    racing = _LosesTheRace(open_bucket(tmp_path / "raced"))
+
+    racing.reserve("job-1", "memory://store", overwrite=False)
+
+    assert racing.owner() == "job-1"
