@@ -10,9 +10,9 @@ that is more urgent than a seated one gets its seat. The rules:
 - A seat is free, but the sequence was not admitted in the last step (for want of KV cache, or of tokens in the step's
   budget): one row gives way in each step until it is.
 - Urgent rows take their share of a step's token budget first.
-- A row gives way at most `MOST_YIELDS` times; then it keeps its seat to its end. So a stream of urgent sequences
-  costs a batch row no more than that many prefills, and cannot keep it from finishing. (When running rows exhaust the
-  KV cache, vLLM still takes back whatever it must.)
+- A row gives way at most `MOST_YIELDS` times; then it keeps its seat to its end. So a trickle of urgent sequences
+  costs a batch row no more than that many prefills. (When running rows exhaust the KV cache, vLLM still takes back
+  whatever it must; and while more urgent sequences wait than there are seats, those who gave way wait behind them.)
 
 A row that gives way loses nothing: it is vLLM's own preemption, prompt and output are prefilled again, and sampling
 continues at the same position (`engine.resume`).
