@@ -244,6 +244,16 @@ class AgentLoop:
 
     # -- what it tells -----------------------------------------------------------------------------------------------
 
+    def vitals(self) -> dict[str, Any]:
+        """What its metrics show (`shuntserve.metrics.tell_agent`)."""
+        left_s = self._spending.lease_s - (self._now_s - self._spending.since_s)
+        return {
+            "workers": self._running[1].running if self._running is not None else 0,
+            "notice": self._told.interruption_unix_s is not None,
+            "rebalance": self._told.rebalance,
+            "spending_lease_s": max(0.0, left_s),
+        }
+
     @property
     def state(self) -> str:
         """One word for what this node is doing."""

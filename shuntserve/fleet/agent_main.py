@@ -39,10 +39,12 @@ from shuntserve.job.local import LocalWorkers, WorkerPlan
 from shuntserve.job.run import RunRequest, worker_plan
 from shuntserve.job.threads import ThreadSpawner
 from shuntserve.job.worker_main import monotonic_s
+from shuntserve.metrics import Metrics, serve_if_asked, tell_agent
 from shuntserve.settings import settings
 from shuntserve.store import keys
 from shuntserve.store.open import open_bucket
 from shuntserve.store.port import Bucket
+from shuntserve.tracing import traced
 
 EXIT_FAILED = 1
 
@@ -78,13 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if arguments.parent is not None:
         die_with_parent(arguments.parent)
-    telemetry.log_to(sys.stderr, arguments.log_level)
-    try:
-        _work(arguments)
-    except ShuntServeError as error:
-        telemetry.emit(telemetry.Event.AGENT_EXITED, node=arguments.node, outcome="failed", error=str(error))
-        return EXIT_FAILED
-    telemetry.emit(telemetry.Event.AGENT_EXITED, node=arguments.node, outcome="left")
+    place = {"job": arguments.job, "node": arguments.node}
+    telemetry.log_to(sys.stderr, arguments.log_level, **place)
+    here = settings()
+    with traced(here.otlp_endpoint, here.otlp_protocol, "shuntserve-agent", **place):
+        try:
+            _work(arguments)
+        except ShuntServeError as error:
+            telemetry.emit(telemetry.Event.AGENT_EXITED, node=arguments.node, outcome="failed", error=str(error))
+            return EXIT_FAILED
+        telemetry.emit(telemetry.Event.AGENT_EXITED, node=arguments.node, outcome="left")
     if arguments.on_end:
         subprocess.run(shlex.split(arguments.on_end), check=False)
     return 0
@@ -151,6 +156,10 @@ def _work(arguments: argparse.Namespace) -> None:
         "started_unix_s": time.time(),
         "incarnation": incarnation,
     }
+    metrics = Metrics(job_id=job.job_id, node=arguments.node)
+    serving = serve_if_asked(metrics, here.metrics_port, here.metrics_address)
+    if serving is not None:
+        facts["metrics"] = serving.target
     lease_s = job.operations.lease_s
     config = AgentConfig(
         job.job_id,
@@ -167,7 +176,9 @@ def _work(arguments: argparse.Namespace) -> None:
     telemetry.emit(telemetry.Event.AGENT_STARTED, node=arguments.node, job=job.job_id, pid=os.getpid())
     try:
         while not loop.over:
-            time.sleep(loop.tick(monotonic_s(), time.time()))
+            delay_s = loop.tick(monotonic_s(), time.time())
+            tell_agent(metrics, **loop.vitals())
+            time.sleep(delay_s)
     finally:
         loop.end()
         spawner.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -155,6 +156,8 @@ class ControllerLoop:
         self.state = "standby"
         self.usd_per_h = 0.0
         self.spent_usd = 0.0
+        self.newest: tuple[ResolvedJob, Snapshot, dict[str, int]] | None = None
+        """The newest look: the job as it is run, its progress, and how many machines are in each state."""
 
     def facts(self) -> dict[str, Any]:
         """What this controller tells of itself beside its progress counter."""
@@ -550,6 +553,7 @@ class ControllerLoop:
 
     def _tell(self, memory: _Memory, snapshot: Snapshot, seen: tuple[Seen, ...], now_unix_s: float) -> None:
         """What is new, into the timeline."""
+        self.newest = (memory.job, snapshot, Counter(str(one.node.state) for one in seen))
         sample = Sample.of(
             snapshot,
             nodes=sum(one.node.state is NodeState.READY for one in seen),

@@ -37,8 +37,11 @@ from shuntserve.job.local import LocalWorkers
 from shuntserve.job.report import Costs, PoolCost, write_report
 from shuntserve.job.run import NO_ENGINE, RunRequest, output_place, worker_plan
 from shuntserve.job.worker_main import monotonic_s
+from shuntserve.metrics import Metrics, serve_if_asked, tell_controller
+from shuntserve.settings import Settings, settings
 from shuntserve.store import keys
 from shuntserve.store.port import Bucket
+from shuntserve.tracing import traced
 
 
 def work_of(request: RunRequest, bucket: Bucket, job_id: str) -> Work:
@@ -105,6 +108,19 @@ def run_controller(
 
     SIGTERM and SIGINT make it leave: machines go on, and another controller takes over.
     """
+    asked = settings()
+    with traced(asked.otlp_endpoint, asked.otlp_protocol, "shuntserve-controller", job=job_id):
+        return _run(request, bucket, job_id, provider, times, asked)
+
+
+def _run(
+    request: RunRequest,
+    bucket: Bucket,
+    job_id: str,
+    provider: Provider,
+    times: ControllerTimes | None,
+    asked: Settings,
+) -> int | None:
     job = current_job(bucket, job_id)
     here = {
         "host": socket.gethostname(),
@@ -112,6 +128,10 @@ def run_controller(
         "pid": os.getpid(),
         "started_unix_s": time.time(),
     }
+    metrics = Metrics(job_id=job_id)
+    serving = serve_if_asked(metrics, asked.metrics_port, asked.metrics_address)
+    if serving is not None:
+        here["metrics"] = serving.target
     loops: list[ControllerLoop] = []
 
     def facts() -> dict[str, Any]:
@@ -126,7 +146,10 @@ def run_controller(
         loops[:] = [loop]
         try:
             while not loop.over:
-                time.sleep(loop.tick(monotonic_s(), time.time()))
+                delay_s = loop.tick(monotonic_s(), time.time())
+                if serving is not None:
+                    _tell_metrics(metrics, loop, lease.epoch)
+                time.sleep(delay_s)
         finally:
             loop.close()
             _sign_off(lease)
@@ -134,6 +157,21 @@ def run_controller(
             raise loop.failure
         if loop.exit_code is None or not _goes_on(bucket, job_id):
             return loop.exit_code
+
+
+def _tell_metrics(metrics: Metrics, loop: ControllerLoop, epoch: int | None) -> None:
+    job, snapshot, nodes = loop.newest or (None, None, {})
+    tell_controller(
+        metrics,
+        snapshot,
+        state=loop.state,
+        epoch=-1 if epoch is None else epoch,
+        nodes=nodes,
+        spent_usd=loop.spent_usd,
+        usd_per_h=loop.usd_per_h,
+        max_cost_usd=None if job is None else job.operations.max_cost_usd,
+        deadline_unix_s=None if job is None else job.operations.deadline_unix_s,
+    )
 
 
 def _goes_on(bucket: Bucket, job_id: str) -> bool:
