@@ -108,7 +108,7 @@ def test_whoever_sees_the_proposal_sees_prices() -> None:
 # -- killed anywhere ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, phases=(Phase.generate,))
+@settings(max_examples=30, phases=(Phase.generate,))
 @given(st.integers(0, IN_ALL), st.booleans(), st.integers(0, 20))
 def test_a_controller_killed_at_any_request_is_replaced(requests: int, die_after: bool, later: int) -> None:
     """Before a request or right after it, in any phase: another one finishes the job, with no machine too many, none
@@ -129,7 +129,7 @@ def test_a_controller_killed_at_any_request_is_replaced(requests: int, die_after
     nothing_left(world)
 
 
-@settings(max_examples=40, phases=(Phase.generate,))
+@settings(max_examples=30, phases=(Phase.generate,))
 @given(st.integers(0, IN_ALL), st.floats(3.0, 40.0))
 def test_a_controller_that_was_stopped_inside_a_tick_does_no_harm_when_it_wakes(requests: int, asleep_s: float) -> None:
     """SIGSTOP between any two requests, for as long as another controller needs to take over, or the lease almost runs

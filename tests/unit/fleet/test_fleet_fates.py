@@ -197,7 +197,7 @@ def _calm(world: World) -> None:
     control.resume(world.bucket, world.job.job_id, "the end")
 
 
-@settings(max_examples=60, phases=(Phase.generate,))  # a fate of fourteen events is read more quickly than shrunk
+@settings(max_examples=40, phases=(Phase.generate,))  # a fate of fourteen events is read more quickly than shrunk
 @given(fates)
 def test_whatever_happens_nothing_is_forgotten_and_all_gets_done(
     fate: list[tuple[int, Callable[[World, int], None], int]],

@@ -24,6 +24,7 @@ from shuntserve.core.reconcile import (
     World,
     decide,
 )
+from shuntserve.core.shapes import Shape, StageWanted
 from shuntserve.core.states import Pause, StopCode
 
 CHEAP = Offer("g6", "a", "spot", 1.0)
@@ -213,6 +214,97 @@ def test_the_budget_outranks_the_deadline_and_a_stop_is_decided_once(world: Worl
     assert decision.stop is expected
     failing = world.failures_in_a_row >= MOST_FAILURES_IN_A_ROW and not world.leaving and expected is None
     assert decision.pause is (Pause.ENGINE if failing else None)
+
+
+TYPES = {"big": Offer("big", "a", "spot", 4.0), "small": Offer("small", "a", "spot", 1.0)}
+STAGED = tuple(Want(name, 3, (offer,)) for name, offer in TYPES.items())
+
+
+@st.composite
+def staged_worlds(draw: st.DrawFn) -> World:
+    """Replicas of several stages on machines of two types, and any earlier plan."""
+    shapes = tuple(
+        Shape(
+            f"p{number}",
+            tuple(
+                StageWanted(kind, 2 if kind == "big" else 1, 8 * place, 8 * place + 8)
+                for place, kind in enumerate(draw(st.lists(st.sampled_from(sorted(TYPES)), min_size=1, max_size=3)))
+            ),
+        )
+        for number in range(draw(st.integers(1, 3)))
+    )
+    nodes = tuple(
+        Node(
+            f"n{number}",
+            kind,
+            TYPES[kind].name,
+            1.0,
+            draw(st.sampled_from([NodeState.READY, NodeState.READY, NodeState.LAUNCHING, NodeState.LOST])),
+            noticed=draw(st.sampled_from([False, False, True])),
+            rebalance=draw(st.sampled_from([False, False, True])),
+        )
+        for number, kind in enumerate(draw(st.lists(st.sampled_from(sorted(TYPES)), max_size=7)))
+    )
+    earlier = decide(World(STAGED, nodes, 100, shapes=shapes, next_number=3)).desired
+    lost = draw(st.sets(st.sampled_from([node.id for node in nodes]))) if nodes else set()
+    left = tuple(replace(node, state=NodeState.LOST) if node.id in lost else node for node in nodes)
+    more = tuple(
+        Node(f"r{number}", kind, TYPES[kind].name, 1.0, NodeState.READY)
+        for number, kind in enumerate(draw(st.lists(st.sampled_from(sorted(TYPES)), max_size=3)))
+    )
+    return World(STAGED, left + more, 100, shapes=shapes, desired=earlier, next_number=7)
+
+
+@given(staged_worlds())
+def test_a_replica_of_several_stages_stands_on_machines_of_its_own(world: World) -> None:
+    """Each stage on a ready machine of its type, none on two; whole replicas only; one whose machines are all there
+    stays as it is, any other is formed in this plan, on no machine that will be taken or is at risk."""
+    decision = decide(world)
+
+    nodes = {node.id: node for node in world.nodes}
+    shapes = {shape.id: shape for shape in world.shapes}
+    known = {pipeline.id: pipeline for pipeline in world.desired.pipelines}
+    used = [stage.node for pipeline in decision.desired.pipelines for stage in pipeline.stages]
+    assert len(used) == len(set(used))
+    assert not set(used) & set(decision.desired.leave)
+    for pipeline in decision.desired.pipelines:
+        wanted = shapes[pipeline.id].stages
+        assert [(stage.tp, stage.layers) for stage in pipeline.stages] == [(s.tp, (s.first, s.end)) for s in wanted]
+        assert [nodes[stage.node].pool for stage in pipeline.stages] == [s.instance_type for s in wanted]
+        assert all(nodes[name].state is NodeState.READY for name in pipeline.nodes)
+        if pipeline != known.get(pipeline.id):
+            assert pipeline.generation == world.next_number
+            assert all(healthy(nodes[name]) for name in pipeline.nodes)
+    for pipeline in known.values():
+        still = all(
+            nodes[name].state is NodeState.READY and name not in decision.desired.leave for name in pipeline.nodes
+        )
+        if still:
+            assert pipeline in decision.desired.pipelines
+
+
+@given(staged_worlds())
+def test_survivors_form_the_next_generation(world: World) -> None:
+    """A plan that was written stands; a replica that is formed again keeps the healthy machines it had where their type
+    is needed."""
+    decision = decide(world)
+    again = decide(replace(world, desired=decision.desired, next_number=world.next_number + 1))
+
+    assert again.desired == decision.desired
+    nodes = {node.id: node for node in world.nodes}
+    known = {pipeline.id: pipeline for pipeline in world.desired.pipelines}
+    if len(world.shapes) == 1:
+        for pipeline in decision.desired.pipelines:
+            before = known.get(pipeline.id)
+            if before is not None and pipeline != before:
+                free = {
+                    name
+                    for name in before.nodes
+                    if healthy(nodes[name])
+                    and nodes[name].state is NodeState.READY
+                    and name not in decision.desired.leave
+                }
+                assert free <= set(pipeline.nodes)
 
 
 def one(state: NodeState = NodeState.READY, **more: object) -> Node:
