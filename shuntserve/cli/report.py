@@ -100,8 +100,8 @@ def _print(found: dict[str, Any]) -> None:
     again = "" if tokens["regenerated"] is None else f", {tokens['regenerated']:,} generated again"
     table.add_row("tokens", f"{tokens['generated']:,} generated, {tokens['kept']:,} kept{again}")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in found["interruptions"]["by_kind"].items())
-    total = found["interruptions"]["total"] + found["interruptions"]["unseen"]
-    table.add_row("interruptions", f"{total:,}" + (f" ({kinds})" if kinds else ""))
+    count = found["interruptions"]["count"] + found["interruptions"]["unseen"]
+    table.add_row("interruptions", f"{count:,}" + (f" ({kinds})" if kinds else ""))
     if cost is not None:
         beside = "" if cost["on_demand_usd"] is None else f", on demand {usd(cost['on_demand_usd'])}"
         table.add_row("cost", usd(cost["spent_usd"]) + beside)

@@ -7,7 +7,8 @@
     tokens         prompt, completion, generated, durable, kept, regenerated, resumed_rows
     throughput     running_s, tokens_per_s, rows_per_s (means); bin_s, series{tokens_per_s, rows_per_s, rows_ended,
                    workers, spent_usd}: a value for each bin
-    interruptions  total, by_kind, listed[{time, at_s, kind, node, worker, detail}], unseen
+    interruptions  count (machines taken or lost, workers killed, engines lost), total (of events), by_kind,
+                   listed[{time, at_s, kind, node, worker, detail}], unseen
     cost           spent_usd, on_demand_usd, predicted_usd, saved_usd, usd_per_million_tokens, by_pool; null if unknown
     machines       lanes[{id, kind, place, begin_s, end_s, state, …}], total
     outputs        url, data[{path, rows, bytes}], rejects[…], files
@@ -265,8 +266,10 @@ def _throughput(
 def _interruptions(history: History, snapshot: Snapshot, began: float) -> Json:
     events = history.interruptions
     by_kind = Counter(event.kind for event in events)
+    taken = {event.node for event in events if event.kind in ("notice", "node_lost")}  # mostly one after the other
     listed = events if len(events) <= MOST_LISTED else (*events[: MOST_LISTED // 2], *events[-MOST_LISTED // 2 :])
     return {
+        "count": by_kind["worker_killed"] + by_kind["engine_lost"] + len(taken),
         "total": len(events),
         "by_kind": dict(sorted(by_kind.items())),
         "unseen": max(0, snapshot.interruptions - by_kind["worker_killed"] - by_kind["engine_lost"]),

@@ -119,7 +119,7 @@ def _tiles(report: Json) -> str:
         )
     kept = f"{tokens['kept']:,} tokens kept"
     lost = "" if tokens["regenerated"] is None else f", {tokens['regenerated']:,} made again"
-    tiles.append(("Interruptions", f"{interruptions['total'] + interruptions['unseen']:,}", kept + lost))
+    tiles.append(("Interruptions", f"{interruptions['count'] + interruptions['unseen']:,}", kept + lost))
     if cost is not None:
         beside = "" if cost["on_demand_usd"] is None else f"on demand {usd(cost['on_demand_usd'])}"
         tiles.append(("Cost", usd(cost["spent_usd"]), beside))

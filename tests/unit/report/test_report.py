@@ -133,11 +133,28 @@ def test_thousands_of_interruptions_stay_a_page(job: Job, tmp_path: Path) -> Non
     page = report_page.render(report)
 
     listed = [one["node"] for one in report["interruptions"]["listed"]]
+    assert report["interruptions"]["count"] == 4999
     assert report["interruptions"]["total"] == report["interruptions"]["by_kind"]["node_lost"] == 4999
     assert len(listed) == MOST_LISTED
     assert (listed[0], listed[-1]) == ("n0", "n4998")
     assert "4,999" in page
     assert len(page) < 1_000_000
+
+
+def test_a_machine_that_is_announced_and_lost_is_one_interruption(job: Job, tmp_path: Path) -> None:
+    """Notice and loss of one machine count once, a recommendation not at all, what dies by itself each time."""
+    told: list[tuple[str, str | None, dict[str, Any]]] = [
+        *((kind, "n1", {}) for kind in ("rebalance", "notice", "node_lost")),
+        ("node_lost", "n2", {}),
+        ("worker_killed", None, {"worker": "w"}),
+        ("engine_lost", None, {"worker": "w", "loss": "hung", "n": 0}),
+    ]
+    events = tuple(TimelineEvent(float(at), kind, node, fields) for at, (kind, node, fields) in enumerate(told))
+    final = ended(job.commit(), tmp_path)
+
+    found = build_report(job.bucket, job.spec, job.sealed, final, History((), events), None, now_unix_s=9.0)
+
+    assert (found["interruptions"]["count"], found["interruptions"]["total"]) == (4, 6)
 
 
 def test_a_report_that_cannot_be_written_ends_no_job(
