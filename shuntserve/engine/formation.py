@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,7 @@ class Formation:
         wire.settimeout(HELLO_TIMEOUT_S)
         peer = wire.peer
         try:
-            hello = _only(wire.read())
+            hello = wire.first()
         except (OSError, EOFError, Corrupt):
             wire.close()
             return
@@ -170,6 +170,8 @@ class Formation:
             return
         assert isinstance(hello, Hello)
         wire.settimeout(None)
+        if hello.node in self._wires:  # it has died and was started again meanwhile
+            self._wires[hello.node].close()
         self._wires[hello.node] = wire
         telemetry.emit(telemetry.Event.PIPELINE_NODE_JOINED, generation=self._generation, node=hello.node, address=peer)
 
@@ -183,7 +185,7 @@ class Formation:
             return "its token is wrong"
         if not 1 <= hello.node < len(self._topology.node_ranks):
             return f"there is no node {hello.node} in a pipeline of {len(self._topology.node_ranks)}"
-        if hello.node in self._wires:
+        if hello.node in self._wires and not self._wires[hello.node].over():
             return f"node {hello.node} has joined already"
         ours = (shuntserve.__version__, compat.installed_version())
         if (hello.package, hello.engine) != ours:
@@ -259,10 +261,6 @@ def use_connections(flows: int) -> None:
     if flows > 1:
         os.environ.setdefault("NCCL_SOCKET_NTHREADS", "1")
         os.environ.setdefault("NCCL_NSOCKS_PERTHREAD", str(flows))
-
-
-def _only(messages: Sequence[Message]) -> Message | None:
-    return messages[0] if len(messages) == 1 else None
 
 
 def _write_whole(path: Path, text: str) -> None:

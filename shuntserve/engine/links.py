@@ -124,6 +124,21 @@ class Wire:
         self._buffer += data
         return list(self._complete())
 
+    def first(self) -> Message:
+        """The first thing the other end says; as `read`, but waits until it is whole."""
+        while not (messages := self.read()):
+            pass
+        return messages[0]
+
+    def over(self) -> bool:
+        """Whether the other end is known to be gone; does not wait, and reads nothing."""
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def _complete(self) -> Iterator[Message]:
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)

@@ -252,10 +252,10 @@ def joined_options(leader: Mapping[str, Any], local: Mapping[str, Any]) -> VllmO
 
 
 def check_same_model(model: str, leaders: str | None) -> None:
-    """Raises Conflict when leader and node have different models under their names."""
+    """Raises InvalidInput when leader and node have different models under their names."""
     ours = config_sha256(model)
     if ours is not None and leaders is not None and ours != leaders:
-        raise Conflict(f"model {model}", "has another config.json than the leader's", "fetch the same model here")
+        raise InvalidInput(f"model {model}", "has another config.json than the leader's", "fetch the same model here")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,14 @@ TIMEOUTS_S: Mapping[str, float] = {
 """How long each phase of the start-up may take. Loading waits for the slowest network, the others for one machine."""
 _REFUSED_ENGINE_OPTIONS = ("tensor_parallel_size", "pipeline_parallel_size")
 _MAX_FLOWS = 16
+_TYPES: Mapping[str, tuple[type, str]] = {
+    "generation": (str, "text"),
+    "address": (str, "text"),
+    "port": (int, "a whole number"),
+    "token": (str, "text"),
+    "rendezvous_path": (str, "text"),
+    "timeouts_s": (dict, "an object of phases and seconds"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,9 @@ class PipelineOptions:
         for name in raw:
             if name not in known:
                 raise InvalidInput(f"pipeline option {name!r}", "is unknown", did_you_mean(name, known))
+        for name, (kind, expected) in _TYPES.items():
+            if name in raw and type(raw[name]) is not kind:
+                raise InvalidInput(f"pipeline option {name!r}", f"is {raw[name]!r}", f"give {expected}")
         topology = PipelineTopology.from_json(raw.get("topology"))
         checked = {**raw, "topology": topology}
         checked.setdefault("generation", secrets.token_hex(8))

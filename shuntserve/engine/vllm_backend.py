@@ -13,9 +13,8 @@ import importlib.metadata
 import logging
 import os
 import sys
-import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from shuntserve import telemetry
@@ -81,7 +80,7 @@ class VllmBackend:
         if self._formation is not None:
             self._formation.admit(shared_options(self._options, config))
         self._sequences = vllm_sequence
-        with self._explained():
+        async with self._explained():
             # Blocks the loop until the core is up, on purpose: its process must be started by the main thread
             # (lifeline).
             self._llm = AsyncLLM(config, executor_class(config, self._options), log_stats=False, log_requests=False)
@@ -92,8 +91,8 @@ class VllmBackend:
             self._formation.running(self._local_death)
         return self._ready()
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _explained(self) -> AsyncIterator[None]:
         """When a pipeline's start fails because some part of it was lost, say so instead of what that looks like from
         here."""
         try:
@@ -101,7 +100,7 @@ class VllmBackend:
         except Exception as error:
             if self._formation is None:
                 raise
-            time.sleep(CAUSE_GRACE_S)  # nothing else is going on here any more
+            await asyncio.sleep(CAUSE_GRACE_S)
             if (lost := self._formation.verdict()) is None:
                 raise
             raise BackendLost(lost) from error

@@ -77,6 +77,7 @@ def test_a_cable_cut_without_a_word_ends_the_generation_on_both_sides(
         assert pipeline.nodes[0].exit_status() == Exit.OVER
 
 
+@pytest.mark.soak
 def test_a_killed_stage_worker_on_the_other_host_ends_the_generation(hosts: Hosts, model: Path, tmp_path: Path) -> None:
     """SIGKILL of one worker: its neighbours fail by exceptions of their own, yet the kill is what is reported."""
     with Pipeline(model, TOPOLOGY, tmp_path, hosts=hosts) as pipeline:

@@ -201,6 +201,32 @@ def test_who_does_not_belong_is_refused_and_told_why(
     assert welcome.options == {"model": "m"}
 
 
+def test_a_node_that_died_while_others_were_awaited_may_join_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first connection is over: the second one counts. While the first lives, a second is refused."""
+    for name in ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "SHUNTSERVE_PIPELINE_MEMBERSHIP"):
+        monkeypatch.setenv(name, "")
+    three = PipelineTopology.of([1, 1, 1], [3, 3, 2], node_ranks=[1, 1, 1])
+    forming = formation.Formation(options_for(tmp_path, topology=three.to_json()))
+    rendezvous = forming.open()
+    admitting = threading.Thread(target=forming.admit, args=({"model": "m"},))
+    admitting.start()
+
+    first = knock(rendezvous, hello(rendezvous))
+    (refusal,) = knock(rendezvous, hello(rendezvous)).read()
+    first.close()
+    again = knock(rendezvous, hello(rendezvous))
+    other = knock(rendezvous, hello(rendezvous, node=2))
+    welcomes = [wire.first() for wire in (again, other)]
+    admitting.join(30)
+    forming.close()
+
+    assert isinstance(refusal, Refusal)
+    assert "node 1 has joined already" in refusal.cause
+    assert all(isinstance(welcome, Welcome) for welcome in welcomes)
+
+
 def test_nodes_that_do_not_come_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The phase, the node and the limit are in the error; a stranger who says nothing delays nobody."""
     for name in ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "SHUNTSERVE_PIPELINE_MEMBERSHIP"):

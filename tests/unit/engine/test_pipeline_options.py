@@ -33,6 +33,8 @@ TOPOLOGY = PipelineTopology.of([2, 1], [5, 3], node_ranks=[2, 1])
     [
         ({"adress": "10.0.0.1"}, "did you mean 'address'"),
         ({"flows": 0}, "give 1 to 16"),
+        ({"port": "80"}, "give a whole number"),
+        ({"address": None}, "give text"),
         ({"executor": "ray"}, "use auto or plugin"),
         ({"kv_cache": "planned"}, "a stage has no plan"),
         ({"kv_cache": "guessed"}, "use measured or planned"),
@@ -110,7 +112,7 @@ def test_another_model_under_the_same_name_is_noticed(tmp_path: Path) -> None:
     """Two hosts with different checkpoints would answer nonsense together."""
     (tmp_path / "config.json").write_text("{}")
 
-    with pytest.raises(Conflict, match=r"another config\.json"):
+    with pytest.raises(InvalidInput, match=r"another config\.json"):
         node.check_same_model(str(tmp_path), "of the leader")
     node.check_same_model("a/name-on-the-hub", "of the leader")
 
