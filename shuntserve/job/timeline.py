@@ -162,9 +162,8 @@ class Timeline:
             return
         self._flush_at_unix_s = now_unix_s + FLUSH_INTERVAL_S
         self._flushed_unix_s = now_unix_s
-        self._pack()
         try:
-            while self._unsent:
+            while self._unsent or self._pack():
                 # The name may be somebody else's part already: ours then takes the next number.
                 if self._bucket.create(keys.timeline_part(self._job_id, self._writer, self._number), self._unsent[0]):
                     self._unsent.popleft()
@@ -186,14 +185,16 @@ class Timeline:
         if len(self._samples) > _MOST_WAITING:
             self._samples = self._samples[::2]
 
-    def _pack(self) -> None:
-        """Make parts of what is pending, unless earlier ones wait: what waits unpacked can still be thinned."""
-        if self._unsent:
-            return
+    def _pack(self) -> bool:
+        """Make parts of what is pending; only once earlier ones are written: what waits unpacked can still be thinned.
+
+        False when nothing is.
+        """
         while self._samples or self._events:
             samples, self._samples = self._samples[:_SAMPLES_A_PART], self._samples[_SAMPLES_A_PART:]
             events = [self._events.popleft() for _ in range(min(_EVENTS_A_PART, len(self._events)))]
             self._unsent.append(_encode(self._uuid, samples, events))
+        return bool(self._unsent)
 
 
 def read_timeline(bucket: Bucket, job_id: str) -> History:

@@ -146,6 +146,26 @@ def test_an_outage_delays_and_loses_nothing(tmp_path: Path) -> None:
     assert [event.unix_s for event in history.events] == [60.0, 120.0, 250.0]
 
 
+def test_one_flush_after_an_outage_writes_everything(tmp_path: Path) -> None:
+    """A part that could not be written and what came after it: the last flush of a writer leaves nothing behind."""
+    down = [True]
+
+    def plan(call: Call) -> Fault:
+        return Fault(Lost.REQUEST) if down[0] and call.verb.writes else Fault()
+
+    timeline = Timeline(FaultyBucket(open_bucket(tmp_path), plan), "j", "w")
+    timeline.sample(0.0, sample(0))
+    timeline.flush(1.0, force=True)
+    timeline.sample(2.0, sample(2))
+    timeline.event(3.0, "stop")
+    down[0] = False
+    timeline.flush(4.0, force=True)
+
+    history = read_timeline(open_bucket(tmp_path), "j")
+    assert rows_told(history) == [0, 2]
+    assert kinds_told(history) == ["stop"]
+
+
 def test_a_write_whose_reply_is_lost_is_not_told_twice(tmp_path: Path) -> None:
     """Every create takes effect and says it failed: still each sample is there once."""
     losses = [0]
