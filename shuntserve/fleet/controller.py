@@ -10,32 +10,31 @@ one that cannot renew its lease stops acting.
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from shuntserve import telemetry
 from shuntserve.core.desired import Desired
 from shuntserve.core.manifest import Manifest
-from shuntserve.core.offers import Offer, Want, read_offers
-from shuntserve.core.reconcile import Decision, Money, Node, NodeState, World, decide
+from shuntserve.core.offers import Want, read_offers
+from shuntserve.core.reconcile import Money, Node, NodeState, World, decide
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.core.shapes import read_shapes
-from shuntserve.core.states import Pause, ended_exit_code, paused_exit_code, read_pause
-from shuntserve.errors import InvalidInput, ShuntServeError, Unavailable
+from shuntserve.core.states import ended_exit_code, paused_exit_code, read_pause
+from shuntserve.errors import ShuntServeError, Unavailable
 from shuntserve.fleet.controller_lease import ControllerLease
-from shuntserve.fleet.observe import FleetObserver, Seen, free_slot
-from shuntserve.fleet.prediction import Prediction
-from shuntserve.fleet.provider import Launch, NoCapacity, Provider
+from shuntserve.fleet.controller_memory import Beside, ControllerTimes, Memory, Work, on_a_thread
+from shuntserve.fleet.deeds import Deeds
+from shuntserve.fleet.observe import FleetObserver, Seen
+from shuntserve.fleet.proposal import propose
+from shuntserve.fleet.provider import Provider
 from shuntserve.job import control, fleet_records
 from shuntserve.job.control import Standing
-from shuntserve.job.final import Final, load_final
-from shuntserve.job.fleet_records import LaunchRecord, PlanRecord
+from shuntserve.job.final import load_final
 from shuntserve.job.interruptions import InterruptionWatch
-from shuntserve.job.local import LocalWorkers
 from shuntserve.job.local_run import Limits, bury_the_dead
 from shuntserve.job.manifests import load_manifest
 from shuntserve.job.timeline import Sample, Timeline, read_timeline
@@ -43,82 +42,8 @@ from shuntserve.job.watch import Snapshot, Watcher
 from shuntserve.store import keys
 from shuntserve.store.port import Bucket
 
-Beside = Callable[[Callable[[], Any]], "Future[Any]"]
-"""Starts one long thing and does not wait for it."""
-
 _LEAVE_WITHIN_DRAINS = 4.0
 """A node that has not left after so many times the time to drain is terminated."""
-COOL_S = 180.0
-"""An offer that failed is not asked for again for so long; capacity comes back in minutes, not in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class ControllerTimes:
-    """How often it looks, and how long machines are given to drain."""
-
-    look_s: float = 1.0
-    drain_s: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The long parts of a job, each safe to repeat and to break off."""
-
-    current: Callable[[], ResolvedJob]
-    """The job as it is to be run now."""
-    ingest: Callable[[ResolvedJob], Manifest]
-    finalize: Callable[[ResolvedJob, Manifest], Final]
-    report: Callable[[ResolvedJob, Manifest, Final], None]
-    predict: Callable[[ResolvedJob, Manifest, tuple[Want, ...]], Prediction | None]
-    closer: Callable[[ResolvedJob], LocalWorkers]
-    """A worker without an engine: commits what is left of a stopped job."""
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What is known as long as this process acts. Forgotten with the lease."""
-
-    job: ResolvedJob
-    wants: tuple[Want, ...]
-    observer: FleetObserver
-    timeline: Timeline
-    interruptions: InterruptionWatch
-    manifest: Manifest | None = None
-    proposal: dict[str, Any] | None = None
-    watcher: Watcher | None = None
-    plan: PlanRecord | None = None
-    final: Final | None = None
-    reported: bool = False
-    phase: str | None = None
-    adjusted: dict[str, Any] = field(default_factory=dict)
-    told: set[tuple[str | None, str]] = field(default_factory=set)
-    """(node, kind) of the events the timeline has."""
-    terminated_s: dict[str, float] = field(default_factory=dict)
-    cooling: dict[str, float] = field(default_factory=dict)
-    """Offer → until when."""
-    paused: bool = False
-    failures: int = 0
-    failed_nodes: set[str] = field(default_factory=set)
-    last_failure: str | None = None
-    committed: int = 0
-    closer: LocalWorkers | None = None
-    spending_due_s: float = -math.inf
-    spending_counter: int = 0
-    asked_to_leave_s: dict[str, float] = field(default_factory=dict)
-
-
-def on_a_thread(do: Callable[[], Any]) -> Future[Any]:
-    """Run it on a thread that does not keep the process alive: whatever it does may be broken off."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(do())
-        except BaseException as error:  # whoever asks for the value gets it
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="work", daemon=True).start()
-    return future
 
 
 class ControllerLoop:
@@ -144,11 +69,11 @@ class ControllerLoop:
         self._provider = provider
         self._lease = lease
         self._work = work
-        self._clock_s = clock_s
         self._times = times or ControllerTimes()
+        self._deeds = Deeds(bucket, job.job_id, provider, lease, clock_s, self._times.drain_s)
         self._start_beside = beside
         self._running: tuple[str, Future[Any]] | None = None
-        self._memory: _Memory | None = None
+        self._memory: Memory | None = None
         self._next_look_s = -math.inf
         self.over = False
         self.exit_code: int | None = None
@@ -209,7 +134,7 @@ class ControllerLoop:
     def _id(self) -> str:
         return self._job.job_id
 
-    def _recall(self) -> _Memory:
+    def _recall(self) -> Memory:
         """Read everything anew."""
         self._job = job = self._work.current()
         wants = self._wants(job)
@@ -218,7 +143,7 @@ class ControllerLoop:
         observer = FleetObserver(self._bucket, self._id, self._provider, rules, lease_s)
         timeline = Timeline(self._bucket, self._id, f"controller-{self._lease.incarnation}")
         told = read_timeline(self._bucket, self._id)
-        memory = _Memory(job, wants, observer, timeline, InterruptionWatch(told))
+        memory = Memory(job, wants, observer, timeline, InterruptionWatch(told))
         memory.told = {(event.node, event.kind) for event in told.events}
         memory.plan = fleet_records.newest_plan(self._bucket, self._id)
         return memory
@@ -239,7 +164,7 @@ class ControllerLoop:
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
-    def _act(self, memory: _Memory, now_s: float, now_unix_s: float) -> None:
+    def _act(self, memory: Memory, now_s: float, now_unix_s: float) -> None:
         if memory.final is None:
             memory.final = load_final(self._bucket, self._id)
         if memory.manifest is None:
@@ -260,7 +185,7 @@ class ControllerLoop:
             self._phase(memory, "plan" if waits else "run", now_unix_s)
         self._run(memory, memory.manifest, standing, waits=waits, now_s=now_s, now_unix_s=now_unix_s)
 
-    def _phase(self, memory: _Memory, phase: str | None, now_unix_s: float) -> None:
+    def _phase(self, memory: Memory, phase: str | None, now_unix_s: float) -> None:
         """Say which phase the job is in now."""
         if phase == memory.phase:
             return
@@ -283,7 +208,7 @@ class ControllerLoop:
         value = future.result()  # raises what it raised
         return value if running == what else None
 
-    def _awaits_approval(self, memory: _Memory, manifest: Manifest, standing: Standing) -> bool:
+    def _awaits_approval(self, memory: Memory, manifest: Manifest, standing: Standing) -> bool:
         """Make the proposal; True while somebody has to agree first and has not."""
         if memory.proposal is None:
             prediction = self._work.predict(memory.job, manifest, memory.wants)
@@ -299,7 +224,7 @@ class ControllerLoop:
 
     def _run(
         self,
-        memory: _Memory,
+        memory: Memory,
         manifest: Manifest,
         standing: Standing,
         *,
@@ -324,18 +249,18 @@ class ControllerLoop:
         if standing.stopped is None:
             paused = standing.paused or self._pause_by_limits(memory, snapshot, now_unix_s)
         leaving = waits or snapshot.complete or paused is not None or standing.stopped is not None
-        self._renew_spending(memory, now_s)
+        self._deeds.renew_spending(memory, now_s)
         world = self._world(memory, snapshot, standing, seen, leaving=leaving, now_s=now_s, now_unix_s=now_unix_s)
         decision = decide(world)
         self.state = "awaiting_approval" if waits else "draining" if leaving else "running"
-        self._carry_out(memory, decision, seen, now_s, now_unix_s)
+        self._deeds.carry_out(memory, decision, seen, now_s, now_unix_s)
         if standing.stopped is not None and not snapshot.complete:
             self._close_job(memory, snapshot)
         self._conclude(memory, manifest, snapshot, paused, fleet_gone=not seen, now_unix_s=now_unix_s)
 
     def _world(
         self,
-        memory: _Memory,
+        memory: Memory,
         snapshot: Snapshot,
         standing: Standing,
         seen: tuple[Seen, ...],
@@ -364,7 +289,7 @@ class ControllerLoop:
             drain_s=self._times.drain_s,
         )
 
-    def _with_patience(self, memory: _Memory, one: Seen, now_s: float) -> Node:
+    def _with_patience(self, memory: Memory, one: Seen, now_s: float) -> Node:
         """The node, overdue when the plan has told it to leave for long."""
         told = memory.plan is not None and one.launch.id in memory.plan.desired.leave
         if not told:
@@ -373,23 +298,17 @@ class ControllerLoop:
         since_s = memory.asked_to_leave_s.setdefault(one.launch.id, now_s)
         return replace(one.node, overdue=now_s - since_s >= _LEAVE_WITHIN_DRAINS * self._times.drain_s)
 
-    def _pause_by_limits(self, memory: _Memory, snapshot: Snapshot, now_unix_s: float) -> str | None:
+    def _pause_by_limits(self, memory: Memory, snapshot: Snapshot, now_unix_s: float) -> str | None:
         """Pause the job when too many rows were rejected or cut off; the reason, when that has just been done."""
-        if snapshot.complete or not self._may_act():
+        if snapshot.complete or not self._deeds.may_act():
             return None
         limits = Limits.of(memory.job)
         pause = limits.exceeded(
             snapshot.rows_in, snapshot.rejected, snapshot.total("length_finishes"), snapshot.total("sequences_out")
         )
-        return None if pause is None else self._pause(memory, pause, now_unix_s)
+        return None if pause is None else self._deeds.pause(memory, pause, now_unix_s)
 
-    def _pause(self, memory: _Memory, pause: Pause, now_unix_s: float) -> str:
-        telemetry.emit(telemetry.Event.JOB_PAUSED, job=self._id, reason=str(pause))
-        control.pause(self._bucket, self._id, self._lease.incarnation, str(pause))
-        memory.timeline.event(now_unix_s, "pause", reason=str(pause))
-        return str(pause)
-
-    def _close_job(self, memory: _Memory, snapshot: Snapshot) -> None:
+    def _close_job(self, memory: Memory, snapshot: Snapshot) -> None:
         """The job was stopped: a worker without an engine commits what nobody holds."""
         if memory.closer is None:
             bury_the_dead(self._bucket, self._id, snapshot)
@@ -397,7 +316,7 @@ class ControllerLoop:
 
     def _conclude(
         self,
-        memory: _Memory,
+        memory: Memory,
         manifest: Manifest,
         snapshot: Snapshot,
         paused: str | None,
@@ -425,133 +344,9 @@ class ControllerLoop:
             memory.timeline.flush(now_unix_s, force=True)
             self._end(paused_exit_code(read_pause(paused)))
 
-    # -- acting ------------------------------------------------------------------------------------------------------
-
-    def _carry_out(
-        self, memory: _Memory, decision: Decision, seen: tuple[Seen, ...], now_s: float, now_unix_s: float
-    ) -> None:
-        """Write the plan, end machines, stop or pause, launch. Each step can be repeated, and needs the lease."""
-        if not self._may_act():
-            return
-        # A plan of each epoch, though nothing may have changed: from then on nobody heeds a late one of an older epoch.
-        if memory.plan is None or decision.desired != memory.plan.desired or memory.plan.epoch != self._lease.epoch:
-            self._write_plan(memory, decision, now_unix_s)
-        by_id = {one.launch.id: one for one in seen}
-        for end in decision.ends:
-            if not self._may_act():
-                return
-            self._end_machine(memory, by_id[end.node], end.why, now_s, now_unix_s)
-        if (decision.stop or decision.pause) and not self._may_act():
-            return
-        if decision.stop is not None:
-            telemetry.emit(telemetry.Event.JOB_STOPPED, job=self._id, reason=str(decision.stop))
-            control.stop(self._bucket, self._id, self._lease.incarnation, decision.stop)
-            memory.timeline.event(now_unix_s, "stop", reason=str(decision.stop))
-        if decision.pause is not None:
-            self._pause(memory, decision.pause, now_unix_s)
-        slots = list(seen)
-        for buy in decision.buys:
-            if not self._may_act():
-                return
-            launched = self._launch(memory, buy.pool, buy.offer, slots, now_s, now_unix_s)
-            if launched is None:
-                return
-            slots.append(launched)
-
-    def _may_act(self) -> bool:
-        """Whether nobody else can act by now. Ask before each deed."""
-        return not self._lease.must_stop(self._clock_s())
-
-    def _write_plan(self, memory: _Memory, decision: Decision, now_unix_s: float) -> None:
-        assert self._lease.epoch is not None
-        number = 0 if memory.plan is None else memory.plan.number + 1
-        reason = f"{len(decision.desired.pipelines)} pipelines, {len(decision.desired.leave)} nodes leave"
-        body = fleet_records.body(
-            self._lease.incarnation,
-            epoch=self._lease.epoch,
-            desired=decision.desired.to_json(),
-            reason=reason,
-            created_unix_s=now_unix_s,
-        )
-        if not self._bucket.create(keys.plan(self._id, number), body):
-            memory.plan = fleet_records.newest_plan(self._bucket, self._id)  # somebody else's: look again
-            return
-        memory.plan = PlanRecord(number, self._lease.epoch, decision.desired, reason, now_unix_s)
-        telemetry.emit(telemetry.Event.PLAN_WRITTEN, job=self._id, plan=number, reason=reason)
-        memory.timeline.event(now_unix_s, "plan", number=number, pipelines=len(decision.desired.pipelines))
-
-    def _end_machine(self, memory: _Memory, one: Seen, why: str, now_s: float, now_unix_s: float) -> None:
-        """Terminate, and write down that it has ended once the provider says so and can be believed.
-
-        What is written down is never looked at again. So neither a provider that does not answer, nor one that does
-        not know a machine yet which it has been asked for, is a reason to.
-        """
-        launch_id = one.launch.id
-        if one.missing and one.node.state in (NodeState.DRAINED, NodeState.LOST):
-            self._note_end(launch_id, why, memory.observer.ran_until_unix_s(one.launch, now_unix_s))
-            return
-        asked_s = memory.terminated_s.get(launch_id)
-        if asked_s is None or now_s - asked_s >= self._times.drain_s:
-            memory.terminated_s[launch_id] = now_s
-            self._provider.terminate(self._id, launch_id)
-
-    def _note_end(self, launch_id: str, why: str, ended_unix_s: float) -> None:
-        body = fleet_records.body(self._lease.incarnation, ended_unix_s=ended_unix_s, why=why)
-        self._bucket.create(keys.launch_ended(self._id, launch_id), body)
-        telemetry.emit(telemetry.Event.MACHINE_ENDED, job=self._id, node=launch_id, why=why)
-
-    def _launch(
-        self, memory: _Memory, pool: str, offer: Offer, seen: list[Seen], now_s: float, now_unix_s: float
-    ) -> Seen | None:
-        """Write the intent, then ask for the machine; None when that failed or another controller was first."""
-        number = 1 + max((int(name[1:]) for name in memory.observer.launches), default=0)
-        slot = free_slot(seen)
-        record = LaunchRecord(
-            id=f"n{number:04d}",
-            pool=pool,
-            offer=offer.name,
-            instance_type=offer.instance_type,
-            zone=offer.zone,
-            market=offer.market,
-            usd_per_h=offer.usd_per_h or 0.0,
-            on_demand_usd_per_h=self._provider.on_demand_usd_per_h(offer),
-            slot=slot,
-            launched_unix_s=now_unix_s,
-        )
-        body = fleet_records.body(self._lease.incarnation, **record.to_json())
-        if not self._bucket.create(keys.launch(self._id, record.id), body):
-            return None
-        memory.observer.launches[record.id] = record
-        if not self._may_act():  # whoever acts now sees the intent, and waits for no machine for long
-            return None
-        slots = sum(want.count for want in memory.wants)
-        try:
-            self._provider.launch(Launch(record.id, self._id, pool, offer, slot % slots, slots))
-        except (NoCapacity, InvalidInput) as error:
-            memory.cooling[offer.name] = now_s + COOL_S
-            memory.last_failure = str(error)
-            telemetry.emit(telemetry.Event.LAUNCH_FAILED, job=self._id, node=record.id, error=str(error))
-            if isinstance(error, InvalidInput):
-                memory.failures += 1
-            self._provider.terminate(self._id, record.id)  # a launch whose reply was lost may have made one
-            self._note_end(record.id, f"not launched: {error.cause}", now_unix_s)
-            return None
-        telemetry.emit(telemetry.Event.MACHINE_LAUNCHED, job=self._id, node=record.id, pool=pool, offer=offer.name)
-        memory.timeline.event(now_unix_s, "launch", record.id, pool=pool, offer=offer.name)
-        return memory.observer.as_launched(record, now_s)
-
-    def _renew_spending(self, memory: _Memory, now_s: float) -> None:
-        """Machines may go on costing money for another lease."""
-        if now_s < memory.spending_due_s or not self._may_act():
-            return
-        memory.spending_counter += 1
-        body = fleet_records.body(self._lease.incarnation, counter=memory.spending_counter)
-        self._bucket.put(keys.spending(self._id), body)
-        memory.spending_due_s = now_s + memory.job.operations.spending_lease_s / 6
-
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def _tell(self, memory: _Memory, snapshot: Snapshot, seen: tuple[Seen, ...], now_unix_s: float) -> None:
+    def _tell(self, memory: Memory, snapshot: Snapshot, seen: tuple[Seen, ...], now_unix_s: float) -> None:
         """What is new, into the timeline."""
         self.newest = (memory.job, snapshot, Counter(str(one.node.state) for one in seen))
         sample = Sample.of(
@@ -574,7 +369,7 @@ class ControllerLoop:
                     memory.told.add((node.id, kind))
                     memory.timeline.event(now_unix_s, kind, node.id, offer=node.offer)
 
-    def _count_failures(self, memory: _Memory, snapshot: Snapshot, seen: tuple[Seen, ...]) -> None:
+    def _count_failures(self, memory: Memory, snapshot: Snapshot, seen: tuple[Seen, ...]) -> None:
         """Machines on which nothing works, since the last commit."""
         if snapshot.chunks_committed > memory.committed:
             memory.committed, memory.failures = snapshot.chunks_committed, 0
@@ -602,27 +397,3 @@ class ControllerLoop:
         self.state = "ended"
         self.exit_code = exit_code
         self.over = True
-
-
-def propose(job: ResolvedJob, wants: tuple[Want, ...], prediction: Prediction | None) -> dict[str, Any]:
-    """What the fleet would be and cost, and whether somebody has to agree first."""
-    usd_per_h = sum(want.count * max(offer.usd_per_h or 0.0 for offer in want.offers) for want in wants)
-    cap = job.operations.max_cost_usd
-    match job.operations.approval:
-        case "always":
-            needed = True
-        case "never":
-            needed = False
-        case _:
-            at_most = None if prediction is None else prediction.usd_at_most
-            needed = usd_per_h > 0 and (cap is None or (at_most is not None and at_most > cap))
-    return {
-        "pools": [
-            {"pool": want.name, "count": want.count, "usd_per_h": [offer.usd_per_h for offer in want.offers]}
-            for want in wants
-        ],
-        "usd_per_h": usd_per_h,
-        "max_cost_usd": cap,
-        "prediction": None if prediction is None else prediction.to_json(),
-        "approval_needed": needed,
-    }

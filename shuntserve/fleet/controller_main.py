@@ -22,8 +22,9 @@ from shuntserve.core.manifest import Manifest
 from shuntserve.core.offers import Want
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.errors import ShuntServeError, Unavailable
-from shuntserve.fleet.controller import ControllerLoop, ControllerTimes, Work
+from shuntserve.fleet.controller import ControllerLoop
 from shuntserve.fleet.controller_lease import ControllerLease
+from shuntserve.fleet.controller_memory import ControllerTimes, Work
 from shuntserve.fleet.prediction import Prediction, predict
 from shuntserve.fleet.provider import Provider
 from shuntserve.job import control, fleet_records, machine

@@ -19,8 +19,9 @@ from shuntserve.core.spending import SpendingWatch
 from shuntserve.core.states import RowCounts, StopCode, terminal_state
 from shuntserve.errors import NotFound, ShuntServeError, Unavailable
 from shuntserve.fleet.agent import AgentConfig, AgentLoop
-from shuntserve.fleet.controller import ControllerLoop, ControllerTimes, Work
+from shuntserve.fleet.controller import ControllerLoop
 from shuntserve.fleet.controller_lease import ControllerLease
+from shuntserve.fleet.controller_memory import ControllerTimes, Work
 from shuntserve.fleet.imds import Warnings
 from shuntserve.fleet.provider import Launch, Machine, NoCapacity, Patience
 from shuntserve.job import claims, control, final, fleet_records, manifests, ops

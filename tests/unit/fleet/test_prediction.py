@@ -11,8 +11,8 @@ import pytest
 from shuntserve.catalog import load_catalog
 from shuntserve.core.offers import Offer, Want
 from shuntserve.core.specs import JobSpec
-from shuntserve.fleet.controller import propose
 from shuntserve.fleet.prediction import Prediction, predict
+from shuntserve.fleet.proposal import propose
 from shuntserve.job.ingest import ingest
 from shuntserve.job.submission import submit_spec
 from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
