@@ -109,7 +109,7 @@ def test_everything_at_once_and_a_rerun(site: FlowSite, expected: dict[str, str]
     site.start_worker()
     rerun = start(site, "everything")
     ended = site.prefect.until(rerun, ENDED)
-    until("the orphan's end", lambda: site.status(jobs[1])["state"] == "COMPLETED", timeout_s=240)
+    until("the orphan's end", lambda: site.status(jobs[1])["state"] == "COMPLETED", timeout_s=420)
 
     assert survivors == []
     assert ended["state_name"] == "Completed"
