@@ -10,6 +10,8 @@
     interruptions  count (machines taken or lost, workers killed, engines lost), total (of events), by_kind,
                    listed[{time, at_s, kind, node, worker, detail}], unseen
     cost           spent_usd, on_demand_usd, predicted_usd, saved_usd, usd_per_million_tokens, by_pool; null if unknown
+    plan           of a fleet, the newest that ran anything: number, plans (how many there were),
+                   pipelines[{id, generation, stages[{node, gpus, tp, layers}]}]
     machines       lanes[{id, kind, place, begin_s, end_s, state, …}], total
     outputs        url, data[{path, rows, bytes}], rejects[…], files
 
@@ -25,10 +27,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shuntserve import telemetry
+from shuntserve.core.desired import Desired
 from shuntserve.core.manifest import Manifest
 from shuntserve.core.resolved import ResolvedJob
 from shuntserve.errors import Corrupt, NotFound, ShuntServeError
-from shuntserve.job import report_page, report_series
+from shuntserve.job import claims, report_page, report_series
 from shuntserve.job.final import Final
 from shuntserve.job.fleet_records import LaunchRecord, load_launches
 from shuntserve.job.parts import Part
@@ -43,6 +46,8 @@ MOST_LISTED = 1000
 """Interruptions that are listed one by one: the first and the last half of them; the counts are of all."""
 MOST_LANES = 200
 MOST_PARTS = 200
+_PLANS_LOOKED_AT = 50
+"""The last plans of a job take machines away one after the other."""
 
 Json = dict[str, Any]
 
@@ -123,6 +128,7 @@ def build_report(
         "throughput": _throughput(history, span, running, tokens, snapshot, least_bin_s),
         "interruptions": _interruptions(history, snapshot, began),
         "cost": None if costs is None else _cost(costs, tokens),
+        "plan": _plan(bucket, job.job_id),
         "machines": _machines(snapshot, launches, history, span),
         "outputs": _outputs(final, output_url),
     }
@@ -310,6 +316,17 @@ def _cost(costs: Costs, tokens: Json) -> Json:
         "usd_per_million_tokens": 1e6 * costs.spent_usd / generated if generated else None,
         "by_pool": [asdict(pool) for pool in costs.by_pool],
     }
+
+
+def _plan(bucket: Bucket, job_id: str) -> Json | None:
+    """What the fleet was to run before it was told to leave."""
+    logged = [info.key for info in bucket.list(keys.plans(job_id))]
+    for key in reversed(logged[-_PLANS_LOOKED_AT:]):
+        desired = Desired.from_json(claims.load(key, bucket.get(key))["desired"])
+        if desired.pipelines:
+            number = int(key.rsplit("/", 1)[1].removesuffix(".json"))
+            return {"number": number, "plans": len(logged), "pipelines": desired.to_json()["pipelines"]}
+    return None
 
 
 def _machines(snapshot: Snapshot, launches: Sequence[LaunchRecord], history: History, span: report_series.Span) -> Json:

@@ -61,6 +61,7 @@ def render(report: Json) -> str:
         _throughput(report, clock, marks),
         _phases(report, clock),
         _interruptions(report, clock, marks),
+        _plan(report),
         f'<div class="pair">{_rows(report)}{_tokens(report)}</div>',
         _cost(report),
         _outputs(report),
@@ -228,6 +229,30 @@ def _interruptions(report: Json, clock: Clock, marks: Sequence[Mark]) -> str:
             parts.append(_note(f"{found['total'] - len(rows):,} more are in report.json or were only counted."))
     kind = "node" if any(one["kind"] == "node" for one in machines["lanes"]) else "worker"
     return _section("Machines and interruptions" if kind == "node" else "Workers and interruptions", *parts)
+
+
+def _plan(report: Json) -> str:
+    plan = report["plan"]
+    if plan is None:
+        return ""
+    rows = [
+        (
+            f"<code>{escape(str(pipeline['id']))}</code>",
+            f"{pipeline['generation']:,}",
+            " → ".join(_stage(stage) for stage in pipeline["stages"]),
+        )
+        for pipeline in plan["pipelines"][:_LANES]
+    ]
+    note = f"Plan {plan['number']:,}, the newest of {plan['plans']:,} that ran anything."
+    if len(plan["pipelines"]) > len(rows):
+        note += f" {len(plan['pipelines']) - len(rows):,} more pipelines are in report.json."
+    return _section("Plan", _note(note), table(("pipeline", "generation", "stages"), rows, numeric=(1,)))
+
+
+def _stage(stage: Json) -> str:
+    layers = "all layers" if stage["layers"] is None else f"layers {stage['layers'][0]}–{stage['layers'][1] - 1}"
+    tp = f", TP {stage['tp']}" if stage["tp"] > 1 else ""
+    return f"<code>{escape(stage['node'])}</code> ({layers}{tp})"
 
 
 def _lanes(machines: Json, listed: Sequence[Json], clock: Clock, marks: Sequence[Mark]) -> list[str]:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shuntserve.core.desired import Desired, Pipeline, StagePlace
 from shuntserve.errors import Corrupt
-from shuntserve.job import report_page
+from shuntserve.job import fleet_records, report_page
 from shuntserve.job.carried import carried_type
 from shuntserve.job.final import Final
 from shuntserve.job.finalize import finalize
@@ -141,6 +142,26 @@ def test_thousands_of_interruptions_stay_a_page(job: Job, tmp_path: Path) -> Non
     assert len(page) < 1_000_000
 
 
+def test_the_plan_is_the_newest_that_ran_anything(job: Job, tmp_path: Path) -> None:
+    """Of three entries of the plan log the last takes everything away: the one before it is shown, stage by stage."""
+    stages = (StagePlace("n1", 2, 2, (0, 10)), StagePlace("n2", 1, 1, (10, 16)))
+    entries = (
+        Desired((Pipeline("p0", 1, (StagePlace("n0"),)),)),
+        Desired((Pipeline("p0", 2, stages),)),
+        Desired((), ("n1", "n2")),
+    )
+    for number, desired in enumerate(entries):
+        body = fleet_records.body("w", epoch=0, desired=desired.to_json(), reason="r", created_unix_s=0.0)
+        assert job.bucket.create(keys.plan("job-1", number), body)
+    final = ended(job.commit(), tmp_path)
+
+    report = build_report(job.bucket, job.spec, job.sealed, final, history_of(0), None, now_unix_s=9.0)
+
+    assert (report["plan"]["number"], report["plan"]["plans"]) == (1, 3)
+    page = report_page.render(json.loads(json.dumps(report)))
+    assert "<code>n1</code> (layers 0–9, TP 2) → <code>n2</code> (layers 10–15)" in page
+
+
 def test_a_machine_that_is_announced_and_lost_is_one_interruption(job: Job, tmp_path: Path) -> None:
     """Notice and loss of one machine count once, a recommendation not at all, what dies by itself each time."""
     told: list[tuple[str, str | None, dict[str, Any]]] = [
@@ -199,6 +220,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ],
     }  # fmt: skip
     report["outputs"]["url"] = "file:///out"
+    stages = [{"node": "n1", "gpus": 1, "tp": 1, "layers": None}]
+    report["plan"] = {"number": 1, "plans": 2, "pipelines": [{"id": "p", "generation": 1, "stages": stages}]}
     return report
 
 
@@ -212,6 +235,7 @@ def test_no_name_can_become_markup(drawn: dict[str, Any], name: str) -> None:
     hostile["interruptions"]["by_kind"] = {name: 3}
     hostile["machines"]["lanes"][0].update(id=name, place=name, state=name)
     hostile["cost"]["by_pool"][0]["pool"] = name
+    hostile["plan"]["pipelines"][0]["id"] = hostile["plan"]["pipelines"][0]["stages"][0]["node"] = name
     hostile["outputs"]["data"] = [{"path": name, "rows": 1, "bytes": 1}]
 
     tags = [element.tag for element in _elements(hostile)]
