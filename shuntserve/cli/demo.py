@@ -112,13 +112,13 @@ class Demo:
             process.kill()
         return f"[bold red]kill -9[/] of the worker on instance {node}, with its engine" if workers else None
 
-    def flow_end(self) -> str:
-        """The state in which Prefect's batch run has ended."""
+    def flow_end(self) -> tuple[str, str]:
+        """Prefect's batch run, and the state in which it has ended."""
         body = {"flows": {"name": {"any_": ["shuntserve-batch"]}}, "limit": 1}
         for _ in self._looks("the batch flow", 180.0):
             (run,) = self.site.prefect("/flow_runs/filter", body)
             if run["state_type"] in _ENDED:
-                return str(run["state_type"])
+                return str(run["id"]), str(run["state_type"])
         raise AssertionError("unreachable: looking ends with an error")
 
     def collect(self, job_id: str) -> None:
@@ -230,51 +230,55 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     demo = Demo(directory, Site(directory))
     try:
-        summary = _play(demo, keep=arguments.keep)
+        summary = _play(demo)
+        kept = _tell(demo, summary)
+        if arguments.keep:
+            demo.say(f"kept up until Ctrl-C: [bold]{demo.site.prefect_url}/runs/flow-run/{summary['flow_run']}[/]")
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+        return 0 if kept else 1
     except ShuntServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("broken off; nothing of it runs any more", file=sys.stderr)
+        print("broken off; nothing of it is left running", file=sys.stderr)
         return 130
-    kept = promises_kept(summary)
-    (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    Console(highlight=False).print(_table(summary))
-    print(f"{'every promise kept' if kept else 'SOMETHING IS WRONG'}")
-    for what, where in (("report", "report.html"), ("output", "out"), ("numbers", "summary.json"), ("logs", "logs")):
-        print(f"  {what:8} {directory / where}")
-    return 0 if kept else 1
-
-
-def _play(demo: Demo, *, keep: bool) -> dict[str, Any]:
-    began_s = time.monotonic()
-    left = 0
-    try:
-        demo.say("starting S3, EC2 and Prefect on the loopback")
-        demo.site.open()
-        demo.say(f"[bold]Prefect: {demo.site.prefect_url}[/] (while this runs)")
-        job_id = demo.job(demo.submit())
-        status = demo.work(job_id)
-        flow_state = demo.flow_end()
-        demo.collect(job_id)
-        instances = demo.site.instances()
-        left = len(demo.site.fleet())
-        demo.say("and once more on this machine, undisturbed, to compare")
-        demo.undisturbed()
-        summary = {
-            **demo.summary(status),
-            "flow": flow_state,
-            "instances_running": sum(state != "terminated" for state in instances.values()),
-            "processes_left": left,
-            "elapsed_s": round(time.monotonic() - began_s, 1),
-        }
-        if keep:
-            demo.say(f"kept up until Ctrl-C: [bold]{demo.site.prefect_url}[/]")
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
-        return summary
     finally:
         demo.site.close()
+
+
+def _play(demo: Demo) -> dict[str, Any]:
+    began_s = time.monotonic()
+    demo.say("starting S3, EC2 and Prefect on the loopback")
+    demo.site.open()
+    demo.say(f"[bold]Prefect: {demo.site.prefect_url}[/] (while this runs)")
+    job_id = demo.job(demo.submit())
+    status = demo.work(job_id)
+    flow_run, flow_state = demo.flow_end()
+    demo.collect(job_id)
+    instances = demo.site.instances()
+    left = len(demo.site.fleet())
+    demo.say("and once more on this machine, undisturbed, to compare")
+    demo.undisturbed()
+    return {
+        **demo.summary(status),
+        "flow_run": flow_run,
+        "flow": flow_state,
+        "instances_running": sum(state != "terminated" for state in instances.values()),
+        "processes_left": left,
+        "elapsed_s": round(time.monotonic() - began_s, 1),
+    }
+
+
+def _tell(demo: Demo, summary: dict[str, Any]) -> bool:
+    """Show how it went and where to look; whether every promise was kept."""
+    kept = promises_kept(summary)
+    (demo.directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    Console(highlight=False).print(_table(summary))
+    print("every promise kept" if kept else "SOMETHING IS WRONG")
+    for what, where in (("report", "report.html"), ("output", "out"), ("numbers", "summary.json"), ("logs", "logs")):
+        print(f"  {what:8} {demo.directory / where}")
+    return kept
 
 
 def promises_kept(summary: dict[str, Any]) -> bool:

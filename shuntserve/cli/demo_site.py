@@ -10,6 +10,7 @@ still runs with that mark at the end is killed, by the demonstration or, when th
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -17,7 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ MARK = "SHUNTSERVE_DEMO"
 STORE = "s3://shunt/store"
 CHECKOUT = Path(__file__).resolve().parents[2]
 _WORK_POOL = "shuntserve"
-_PREFECT_STARTS_S = 120.0
+_PREFECT_ANSWERS_S = 120.0
 _ORDERLY_S = 10.0
 _FLEET = ("shuntserve.fleet.", "shuntserve.job.", "shuntserve.engine.", "shuntserve.cli.app", "controller")
 
@@ -71,14 +71,13 @@ class Site:
         room = [sys.executable, "-m", "shuntserve.sim.machine_room", "--endpoint", self.aws.endpoint_url]
         room += ["--data-dir", str(self.directory / "room"), "--machines", str(MACHINES), "--parent", str(os.getpid())]
         self._children["machine-room"] = self._spawn("machine-room", room)
-        self._wait_for_prefect()
+        self.prefect("/health")
         worker = [*_prefect("worker", "start"), "--pool", _WORK_POOL, "--type", "process", "--name", "demo"]
         self._children["prefect-worker"] = self._spawn("prefect-worker", worker)
         self._deploy()
 
-    def close(self) -> int:
-        """End everything; how many processes of the fleet had been left to be ended."""
-        left = self.fleet()
+    def close(self) -> None:
+        """End everything."""
         for name in ("prefect-worker", "machine-room", "prefect-server"):
             if name in self._children:
                 self._children[name].send_signal(signal.SIGTERM)
@@ -93,7 +92,6 @@ class Site:
         warden = self._children.get("warden")
         if warden is not None:
             warden.communicate()
-        return len(left)
 
     def fleet(self) -> list[psutil.Process]:
         """What is alive of controllers, machines, agents, workers and engines."""
@@ -132,21 +130,22 @@ class Site:
         return {one["InstanceId"]: one["State"]["Name"] for one in found}
 
     def prefect(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Ask Prefect's API: POST with a body, else GET. Raises Unavailable."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(  # noqa: S310 -- our own server
-            f"{self.prefect_url}/api{path}", data=data, headers={"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-                return json.loads(answer.read() or b"null")
-        except (OSError, ValueError) as error:
-            raise Unavailable("Prefect's server", f"{path}: {error}", f"see {self.directory / 'logs'}") from error
+        """Ask Prefect's API, again and again while it is too busy to answer: POST with a body, else GET. Only what may
+        be repeated is asked. Raises Unavailable when there is no answer for two minutes, or the server is gone."""
+        give_up_s = time.monotonic() + _PREFECT_ANSWERS_S
+        while True:
+            try:
+                return self._ask(path, body)
+            except Unavailable:
+                if self._children["prefect-server"].poll() is not None or time.monotonic() > give_up_s:
+                    raise
+            time.sleep(0.3)
 
     def run(self, deployment: str) -> str:
-        """Start a run of a deployment now; its id."""
+        """Start a run of a deployment now, once however often this is asked; its id."""
         found = self.prefect(f"/deployments/name/{deployment}")
-        return str(self.prefect(f"/deployments/{found['id']}/create_flow_run", {})["id"])
+        body = {"idempotency_key": f"demo {deployment}"}
+        return str(self.prefect(f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -184,26 +183,26 @@ class Site:
         command = [*_prefect("server", "start"), "--host", "127.0.0.1", "--port", str(self.port)]
         return self._spawn("prefect-server", command)
 
-    def _wait_for_prefect(self) -> None:
-        give_up_s = time.monotonic() + _PREFECT_STARTS_S
-        while True:
-            try:
-                self.prefect("/health")
-                return
-            except Unavailable:
-                if self._children["prefect-server"].poll() is not None or time.monotonic() > give_up_s:
-                    raise
-            time.sleep(0.2)
+    def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # noqa: S310 -- our own server
+            f"{self.prefect_url}/api{path}", data=data, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise Unavailable("Prefect's server", f"{path}: {error}", f"see {self.directory / 'logs'}") from error
 
     def _deploy(self) -> None:
         """`prefect deploy`, once the worker has made its pool."""
-        give_up_s = time.monotonic() + _PREFECT_STARTS_S
+        give_up_s = time.monotonic() + _PREFECT_ANSWERS_S
         while not any(pool["name"] == _WORK_POOL for pool in self.prefect("/work_pools/filter", {})):
             if self._children["prefect-worker"].poll() is not None or time.monotonic() > give_up_s:
                 raise Unavailable("Prefect's worker", "does not start", f"see {self.directory / 'logs'}")
             time.sleep(0.2)
         done = subprocess.run(
-            _prefect("deploy", "--all", "--no-prompt"), cwd=CHECKOUT, capture_output=True, text=True, timeout=120
+            _prefect("deploy", "--all", "--no-prompt"), cwd=CHECKOUT, capture_output=True, text=True, timeout=300
         )
         (self.directory / "logs" / "prefect-deploy.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode != 0:
