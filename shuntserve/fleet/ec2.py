@@ -23,7 +23,7 @@ from shuntserve.errors import InvalidInput, NotFound, Unavailable
 from shuntserve.fleet import ec2_errors
 from shuntserve.fleet.ec2_settings import Ec2Settings
 from shuntserve.fleet.local_provider import AgentCommand
-from shuntserve.fleet.provider import Launch, Machine, Patience
+from shuntserve.fleet.provider import Launch, Machine, NoCapacity, Patience
 from shuntserve.fleet.user_data import JOB_TAG, LAUNCH_TAG, node_script
 
 _PAID = ("pending", "running", "stopping", "stopped")
@@ -117,7 +117,7 @@ class Ec2Provider:
         )
         if not any(group.get("InstanceIds") for group in answer.get("Instances", ())):
             codes = [str(error.get("ErrorCode", "unknown")) for error in answer.get("Errors", ())]
-            raise _worst(thing, codes)
+            raise _refusal(thing, codes)
 
     def machines(self, job_id: str) -> Sequence[Machine]:
         """Instances that may cost money. Raises Unavailable, whatever the reason: they may be there all the same."""
@@ -200,11 +200,14 @@ def asked(thing: str, ask: Callable[[], Any]) -> Any:
         raise ec2_errors.translated(thing, error) from error
 
 
-def _worst(thing: str, codes: Sequence[str]) -> InvalidInput | Unavailable:
-    """One error for all that a fleet met: it is worth another try if any of them is."""
+def _refusal(thing: str, codes: Sequence[str]) -> InvalidInput | NoCapacity:
+    """One error for all that a fleet without a machine met: it is worth another try if any of that is."""
     found = [ec2_errors.of_code(thing, code, 400) for code in dict.fromkeys(codes)]
-    later = next((error for error in found if isinstance(error, Unavailable)), None)
-    return later or (found[0] if found else Unavailable(thing, "EC2 gave no machine and no reason", "try again later"))
+    found = found or [NoCapacity(thing, "EC2 gave no machine and no reason", "try again later")]
+    best = next((error for error in found if isinstance(error, Unavailable)), found[0])
+    if isinstance(best, InvalidInput):
+        return best
+    return NoCapacity(best.thing, best.cause, best.next_step)
 
 
 def _token(*parts: str) -> str:

@@ -15,18 +15,18 @@ from shuntserve.errors import InvalidInput, Unavailable
 from shuntserve.fleet.ec2 import Ec2Provider
 from shuntserve.fleet.ec2_settings import Ec2Settings
 from shuntserve.fleet.local_provider import AgentCommand
-from shuntserve.fleet.provider import Launch
+from shuntserve.fleet.provider import Launch, NoCapacity
 
 LAUNCH = Launch("n0001", "job", "g6.xlarge", Offer("g6.xlarge", "us-east-1a", "spot", 0.3))
 
 CODES = [
-    ("InsufficientInstanceCapacity", 500, Unavailable, "no capacity"),
-    ("UnfulfillableCapacity", 500, Unavailable, "no capacity"),
-    ("InsufficientFreeAddressesInSubnet", 400, Unavailable, "no capacity"),
-    ("SpotMaxPriceTooLow", 400, Unavailable, "no capacity"),
-    ("MaxSpotInstanceCountExceeded", 400, Unavailable, "quota"),
-    ("VcpuLimitExceeded", 400, Unavailable, "quota"),
-    ("InstanceLimitExceeded", 400, Unavailable, "quota"),
+    ("InsufficientInstanceCapacity", 500, NoCapacity, "no capacity"),
+    ("UnfulfillableCapacity", 500, NoCapacity, "no capacity"),
+    ("InsufficientFreeAddressesInSubnet", 400, NoCapacity, "no capacity"),
+    ("SpotMaxPriceTooLow", 400, NoCapacity, "no capacity"),
+    ("MaxSpotInstanceCountExceeded", 400, NoCapacity, "quota"),
+    ("VcpuLimitExceeded", 400, NoCapacity, "quota"),
+    ("InstanceLimitExceeded", 400, NoCapacity, "quota"),
     ("RequestLimitExceeded", 503, Unavailable, "EC2 answered"),
     ("InternalError", 500, Unavailable, "EC2 answered"),
     ("IdempotentParameterMismatch", 400, Unavailable, "EC2 answered"),
@@ -68,6 +68,7 @@ def test_a_code_says_elsewhere_later_or_never(
     with pytest.raises(error) as caught:
         provider(client).launch(LAUNCH)
 
+    assert type(caught.value) is error
     assert cause in str(caught.value)
     assert code in str(caught.value)
     assert caught.value.next_step
@@ -76,14 +77,16 @@ def test_a_code_says_elsewhere_later_or_never(
 @pytest.mark.parametrize(
     ("codes", "error"),
     [
-        (["InsufficientInstanceCapacity"], Unavailable),
+        (["InsufficientInstanceCapacity"], NoCapacity),
         (["InvalidParameterValue"], InvalidInput),
-        (["InvalidParameterValue", "UnfulfillableCapacity"], Unavailable),
-        ([], Unavailable),
+        (["InvalidParameterValue", "UnfulfillableCapacity"], NoCapacity),
+        (["InternalError"], NoCapacity),
+        ([], NoCapacity),
     ],
 )
 def test_a_fleet_without_a_machine_raises_why(stubbed: Any, codes: list[str], error: type[Exception]) -> None:
-    """An `instant` fleet answers 200 and lists what it met. It is worth another try if any of that may pass."""
+    """An `instant` fleet answers 200 and lists what it met: surely none was made, so it is never left open whether one
+    was. It is worth another try if any of what it met may pass."""
     client, stubber = stubbed
     stubber.add_response("create_launch_template", {})
     met = [{"ErrorCode": code, "ErrorMessage": "text"} for code in codes]
