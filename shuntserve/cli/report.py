@@ -49,7 +49,7 @@ def report(
 
 
 def _report(bucket: Bucket, job_id: str, *, fresh: bool) -> dict[str, Any]:
-    """The stored report of a job that has ended, else one made now (and kept, if the job has ended)."""
+    """The stored report of a job that has ended, else one made now."""
     import time
 
     from shuntserve.errors import InvalidInput
