@@ -159,6 +159,32 @@ def test_a_controller_that_was_stopped_inside_a_tick_does_no_harm_when_it_wakes(
     nothing_left(world)
 
 
+def test_a_late_plan_of_a_controller_that_was_replaced_moves_nobody() -> None:
+    """Stopped on its way to telling the fleet to leave; the pause is taken back and another takes over, for whom
+    nothing changes: the late plan is of no account, and the same machines go on."""
+    world = World(chunks=60)
+    first = world.controller()
+    world.run(lambda: len(world.open_chunks()) < 56)
+
+    def sleep(key: str, body: bytes) -> None:
+        if "/plans/" in key and not first.stalled:
+            first.stalled = True
+            resume(world)
+            second = world.controller()
+            world.run(lambda: second.loop.state == "running")
+            for _ in range(10):
+                world.step()
+            first.door.on_write = lambda key, body: None
+            first.stalled = False
+
+    first.door.on_write = sleep
+    pause(world)
+    world.run(lambda: len(world.controllers) == 2)
+    finish(world, world.controllers[1])
+
+    assert len(world.launches()) == 2
+
+
 def test_of_two_controllers_one_acts_and_the_other_takes_over() -> None:
     """Started together; the first is killed: the second acts after the lease, without a machine more."""
     world = World(chunks=40)
