@@ -42,7 +42,7 @@ class Look:
     scan: Scan
 
 
-@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[2, 10, 30])
+@task(cache_policy=NO_CACHE, task_run_name="look", retries=3, retry_delay_seconds=[2, 10, 30])
 def look(store: str | None, model: str | None, settings: Mapping[str, Any], quiet_s: float, rerun: str | None) -> Look:
     """Scan, and take what is complete."""
     url = open_store(store) or environment().store_url
@@ -55,7 +55,7 @@ def look(store: str | None, model: str | None, settings: Mapping[str, Any], quie
     return Look(store, url, scan(open_bucket(url), defaults=defaults, quiet_s=quiet_s, rerun=asked))
 
 
-@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[2, 10, 30])
+@task(cache_policy=NO_CACHE, task_run_name="start", retries=3, retry_delay_seconds=[2, 10, 30])
 def start(found: Look, deployment: str) -> int:
     """A batch run for each submission that has no job yet; asked twice, it is the same run."""
     for record in found.scan.start:
@@ -71,7 +71,7 @@ def start(found: Look, deployment: str) -> int:
     return len(found.scan.start)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="adopt")
 def adopt(found: Look, deployment: str) -> int:
     """A batch run for each job whose controller is gone and that nobody starts again."""
     bucket = open_bucket(found.url)
@@ -87,7 +87,7 @@ def adopt(found: Look, deployment: str) -> int:
     return len(still)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="tell")
 def tell(found: Look) -> None:
     """Say once what a person should know: late or changed files, refused submissions."""
     rows = _warnings(found.scan)

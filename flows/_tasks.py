@@ -64,7 +64,13 @@ def _is_unavailable(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), Unavailable)
 
 
-@task(cache_policy=NO_CACHE, retries=5, retry_delay_seconds=[2, 5, 15, 30, 60], retry_condition_fn=_is_unavailable)
+@task(
+    cache_policy=NO_CACHE,
+    task_run_name="submit",
+    retries=5,
+    retry_delay_seconds=[2, 5, 15, 30, 60],
+    retry_condition_fn=_is_unavailable,
+)
 def submit(run: ThisRun, source: Source, store: str | None) -> Watch:
     """Put the job into the store, or find the one this run has made, and see that it has a controller."""
     url = open_store(store) or settings().store_url
@@ -85,7 +91,7 @@ def submit(run: ThisRun, source: Source, store: str | None) -> Watch:
     return Watch(job, Emitter(job_id, status["name"], run.run_id), Artifacts(status["name"]))
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="ingest")
 def ingest(watch: Watch) -> Status:
     """Watch until the input has been read."""
     return watch.until(lambda status: status["state"] not in BEFORE_INGEST)
@@ -127,7 +133,7 @@ def work(watch: Watch) -> Status:
     return watch.until(lambda _: False)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="finalize")
 def finalize(watch: Watch, status: Status) -> tuple[Ending, str]:
     """Show what came out, and decide the run's colour and what it says."""
     job: Any = watch.job
