@@ -57,6 +57,7 @@ class Event(StrEnum):
     FINALIZE_STARTED = "finalize_started"
     FINALIZE_FINISHED = "finalize_finished"
     REPORT_FAILED = "report_failed"
+    TIMELINE_UNREADABLE = "timeline_unreadable"
     METRICS_SERVED = "metrics_served"
     METRICS_UNAVAILABLE = "metrics_unavailable"
     TRACING_UNAVAILABLE = "tracing_unavailable"

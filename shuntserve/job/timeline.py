@@ -18,7 +18,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from shuntserve import telemetry
-from shuntserve.errors import Corrupt, Unavailable
+from shuntserve.errors import Corrupt, InvalidInput, Unavailable
 from shuntserve.job.prefetch import prefetched
 from shuntserve.job.watch import Snapshot
 from shuntserve.store import json_objects, keys
@@ -198,13 +198,20 @@ class Timeline:
 
 
 def read_timeline(bucket: Bucket, job_id: str) -> History:
-    """Everything all writers have told so far, merged in time. Raises what the bucket raises, and Corrupt."""
+    """Everything all writers have told so far, merged in time. Raises what the bucket raises.
+
+    A part that cannot be read is left out, which is logged: no job stands still because its history has a gap.
+    """
     prefix = keys.timeline(job_id)
     names = (info.key for info in bucket.list(prefix))
     samples: list[tuple[float, Sample]] = []
     events: list[TimelineEvent] = []
     for key, body in prefetched(names, lambda key: (key, bucket.get(key))):
-        part_samples, part_events = _decode(key, body)
+        try:
+            part_samples, part_events = _decode(key, body)
+        except (Corrupt, InvalidInput) as error:
+            telemetry.emit(telemetry.Event.TIMELINE_UNREADABLE, job=job_id, error=str(error))
+            continue
         samples += part_samples
         events += part_events
     samples.sort(key=lambda one: one[0])

@@ -184,6 +184,21 @@ def test_a_write_whose_reply_is_lost_is_not_told_twice(tmp_path: Path) -> None:
     assert rows_told(read_timeline(open_bucket(tmp_path), "j")) == list(range(0, 400, 10))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"\xff", b'{"schema_version": 1, "writer": "w", "samples": [[1]], "events": []}',
+     b'{"schema_version": 99, "writer": "w", "samples": [], "events": []}'],
+)  # fmt: skip
+def test_a_part_that_cannot_be_read_is_a_gap(bucket: Bucket, body: bytes) -> None:
+    """Damaged, of something else, or by a newer program: the rest of the history is read."""
+    timeline = Timeline(bucket, "j", "w")
+    timeline.sample(0.0, sample(1))
+    timeline.flush(1.0, force=True)
+    bucket.put(keys.timeline_part("j", "other", 0), body)
+
+    assert rows_told(read_timeline(bucket, "j")) == [1]
+
+
 def test_writers_are_merged_in_time(bucket: Bucket) -> None:
     """Two writers, one after the other and overlapping: one history in order."""
     first, second = Timeline(bucket, "j", "controller-1"), Timeline(bucket, "j", "controller-2")
