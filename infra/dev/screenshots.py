@@ -20,11 +20,15 @@ sys.path.insert(0, str(CHECKOUT))
 from tests.support.browser import missing, open_browser, visit  # noqa: E402
 
 
+REPORT = (1280, 1620)
+"""Down to its machines; below are tables, and paths of whoever runs this."""
+
+
 def photograph(demo: Path, run_url: str, into: Path) -> None:
     """Both pages, as PNG."""
     with open_browser() as browser:
-        with visit(browser, (demo / "report.html").as_uri()) as report:
-            report.screenshot(into / "report.png")
+        with visit(browser, (demo / "report.html").as_uri(), size=REPORT) as report:
+            report.screenshot(into / "report.png", whole=False)
         with visit(browser, run_url) as run:
             run.page.wait_for_load_state("networkidle")
             run.page.wait_for_timeout(3000)  # its graph is drawn a little later
