@@ -19,7 +19,6 @@ sys.path.insert(0, str(CHECKOUT))
 
 from tests.support.browser import missing, open_browser, visit  # noqa: E402
 
-
 REPORT = (1280, 1620)
 """Down to its machines; below are tables, and paths of whoever runs this."""
 
