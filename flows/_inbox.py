@@ -21,7 +21,7 @@ from flows._run import cost_cap_usd
 from flows._spec import capped
 from flows.blocks import open_store
 from shuntserve.api import attach
-from shuntserve.job.inbox import Scan, scan, submit_taken
+from shuntserve.job.inbox import Scan, mark_told, scan, submit_taken
 from shuntserve.job.orphans import perhaps_orphans
 from shuntserve.job.run import open_store as open_bucket
 from shuntserve.settings import settings as environment
@@ -100,6 +100,7 @@ def tell(found: Look) -> None:
         )
     if rows:
         create_table_artifact(rows, key="shuntserve-inbox-warnings", description="Submissions that need a look")
+    mark_told(open_bucket(found.url), found.scan)
 
 
 def summary(found: Look, started: int, adopted: int) -> str:

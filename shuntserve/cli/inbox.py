@@ -33,8 +33,8 @@ def scan(
     from shuntserve.cli.spec_options import merged, parse_pairs, parse_values, read_spec_file
     from shuntserve.core.specs import parse_duration_s
     from shuntserve.errors import ShuntServeError
+    from shuntserve.job.inbox import mark_told, submit_taken
     from shuntserve.job.inbox import scan as look
-    from shuntserve.job.inbox import submit_taken
 
     bucket = existing_store(store)
     defaults = merged(read_spec_file(spec) if spec is not None else {}, parse_values("--set", settings or []))
@@ -57,9 +57,11 @@ def scan(
     }
     if as_json:
         print(json.dumps(told))
+        mark_told(bucket, found)
         return
     for what, those in told.items():
         for name, detail in those.items():
             print(f"{name}: {what}: {detail}")
     if not any(told.values()):
         print("nothing new")
+    mark_told(bucket, found)

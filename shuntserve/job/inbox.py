@@ -77,24 +77,30 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """An upload that changed after its job was made, told of once."""
+    """An upload that changed after its job was made."""
 
     submission: str
     job_id: str
     changes: Changes
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An upload that cannot become a job as it is, told of once."""
+    """An upload that cannot become a job as it is."""
 
     submission: str
     reason: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one look at the inbox found. `start`: to be handed to `submit_taken`, again and again until it has a job."""
+    """What one look at the inbox found.
+
+    `start`: to be handed to `submit_taken`, again and again until it has a job. `warned` and `refused`: for somebody to
+    be told, look after look until `mark_told` says that they were.
+    """
 
     start: tuple[Record, ...] = ()
     waiting: tuple[Waiting, ...] = ()
@@ -137,11 +143,18 @@ def scan(
         try:
             _step(bucket, upload, past, now_unix_s, defaults or {}, quiet_s, asked, found)
         except InvalidInput as error:
-            _refuse_upload(bucket, upload, error)
-            found.refused.append(Refused(upload.name, str(error)))
+            found.refused.append(Refused(upload.name, str(error), upload.fingerprint))
     return Scan(
         tuple(found.start), tuple(found.waiting), tuple(found.warned), tuple(found.refused), listing.strays, found.known
     )
+
+
+def mark_told(bucket: Bucket, found: Scan) -> None:
+    """Note that somebody was told of a look's warnings: later looks are silent about them until the upload changes."""
+    for warned in found.warned:
+        _put(bucket, keys.upload_seen(warned.submission, warned.fingerprint), {"job": warned.job_id})
+    for refused in found.refused:
+        _put(bucket, keys.upload_refused(refused.submission, refused.fingerprint), {"reason": refused.reason})
 
 
 def _step(
@@ -188,7 +201,8 @@ def _compare(bucket: Bucket, upload: Upload, past: Past, defaults: Mapping[str, 
         difference = replace(difference, changed=(*difference.changed, settings.path))
     if difference:
         job_id = job_of(bucket, upload.name, past.number)
-        found.warned.append(Warned(upload.name, job_id or "", difference))
+        found.warned.append(Warned(upload.name, job_id or "", difference, upload.fingerprint))
+        return
     _put(bucket, keys.upload_seen(upload.name, upload.fingerprint), {"number": past.number})
 
 
@@ -369,10 +383,6 @@ def _must_be_as_taken(bucket: Bucket, record: Record) -> None:
             raise InvalidInput(
                 f"submission {record.submission}: {file.path}", f"{what} after the submission was taken", "upload again"
             )
-
-
-def _refuse_upload(bucket: Bucket, upload: Upload, error: InvalidInput) -> None:
-    _put(bucket, keys.upload_refused(upload.name, upload.fingerprint), {"reason": str(error)})
 
 
 def _put(bucket: Bucket, key: str, value: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shuntserve.errors import InvalidInput, NotFound
-from shuntserve.job.inbox import Record, Scan, load_record, scan, submit_taken
+from shuntserve.job.inbox import Record, Scan, load_record, mark_told, scan, submit_taken
 from shuntserve.job.submission import load_job
 from shuntserve.store.faults import NO_FAULT, Fault, FaultyBucket
 from shuntserve.store.port import Bucket
@@ -17,7 +17,10 @@ from tests.unit.inbox.conftest import DropFolder
 
 
 def look(folder: DropFolder, quiet_s: float = 0.0, **more: object) -> Scan:
-    return scan(folder.bucket, defaults=folder.defaults, quiet_s=quiet_s, **more)  # type: ignore[arg-type]
+    """A look whose warnings were told."""
+    found = scan(folder.bucket, defaults=folder.defaults, quiet_s=quiet_s, **more)  # type: ignore[arg-type]
+    mark_told(folder.bucket, found)
+    return found
 
 
 def make(folder: DropFolder, record: Record) -> str:
@@ -93,6 +96,21 @@ def test_late_and_changed_files_warn_once_and_never_make_a_second_job(folder: Dr
     assert (warned.warned[0].changes.late, warned.warned[0].changes.changed) == (("a/late.parquet",), ("a/x.parquet",))
     assert warned.start == quiet.start == quiet.warned == ()
     assert folder.jobs() == [job_id]
+
+
+def test_warnings_are_repeated_until_somebody_was_told(folder: DropFolder) -> None:
+    """A look that is cut off before it could say what it saw loses no warning."""
+    folder.drop("a/x.parquet")
+    make(folder, look(folder).start[0])
+    folder.drop("a/late.parquet")
+    folder.put("bad/_READY")
+
+    cut_off = scan(folder.bucket, defaults=folder.defaults, quiet_s=0)
+    told, after = look(folder), look(folder)
+
+    assert [one.submission for one in cut_off.warned] == [one.submission for one in told.warned] == ["a"]
+    assert [one.submission for one in cut_off.refused] == [one.submission for one in told.refused] == ["bad"]
+    assert after.warned == after.refused == ()
 
 
 def test_settings_that_change_afterwards_are_warned_of(folder: DropFolder) -> None:
