@@ -125,7 +125,7 @@ OF_EVERY_FAMILY = (
     "seeded, all penalties",
     "min_tokens and stop ids",
     "log probabilities",
-    "no end",
+    "samples of one prompt (n > 1)",
     "regex",
 )
 

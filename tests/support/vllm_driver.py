@@ -12,7 +12,7 @@ from shuntserve.engine.port import Delta, EngineLost, EngineReady, Refused, Sequ
 from shuntserve.engine.process import EngineProcess
 
 BACKEND = "shuntserve.engine.vllm_backend:VllmBackend"
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 480.0
 
 
 def options(model: Path, *, scheduler_cls: str | None = None, **engine: Any) -> dict[str, Any]:
