@@ -54,11 +54,12 @@ class ControllerLease:
             self.incarnation = self._new_incarnation()
             self._watched = None
         if now_s >= self._due_s:
-            self._due_s = now_s + self.rules.lease_s / 5
+            self._due_s = now_s + self.rules.lease_s / 15  # soon again, unless it is answered
             if self.epoch is not None:
                 self._renew(now_s)
             else:
                 self._try_to_win(now_s)
+            self._due_s = now_s + self.rules.lease_s / 5
         return self.epoch is not None
 
     def tell(self, now_s: float) -> None:
