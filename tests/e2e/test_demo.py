@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from shuntserve.cli.demo_site import marked
-from tests.support.command import wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -64,13 +63,17 @@ def test_whatever_ends_the_demo_ends_all_of_it(tmp_path: Path, number: signal.Si
     running: Callable[[], bool] = (
         (lambda: "host" in modules(tmp_path)) if reached == "engine" else (lambda: bool(modules(tmp_path)))
     )
-    wait_for(reached, running)
+    _until(running, 300.0)
 
     child.send_signal(number)
     child.wait(60)
 
-    give_up_s = time.monotonic() + 20
-    while marked(tmp_path / "demo") and time.monotonic() < give_up_s:
-        time.sleep(0.2)
-    assert marked(tmp_path / "demo") == []
+    _until(lambda: not marked(tmp_path / "demo"), 60.0)
     assert child.returncode != 0
+
+
+def _until(reached: Callable[[], bool], within_s: float) -> None:
+    give_up_s = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < give_up_s, f"not within {within_s:.0f} s"
+        time.sleep(0.2)

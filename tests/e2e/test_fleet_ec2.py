@@ -102,7 +102,9 @@ class Cloud:
         """The directory of the machine behind an instance."""
         return LocalProvider(AgentCommand(STORE, self.room_data)).directory(job_id, launch_id)
 
-    def until(self, job_id: str, what: str, condition: Callable[[JobStatus], Any], within_s: float = 90.0) -> JobStatus:
+    def until(
+        self, job_id: str, what: str, condition: Callable[[JobStatus], Any], within_s: float = 200.0
+    ) -> JobStatus:
         """Wait until the job's status satisfies `condition`."""
         give_up_s = time.monotonic() + within_s
         while True:
