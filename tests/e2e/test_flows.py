@@ -67,59 +67,54 @@ class Upload:
 
 def test_the_drop_folder_on_its_schedule(site: FlowSite, browser: Browser) -> None:
     """Deployed as the README says, the inbox runs every minute by itself: a marked submission becomes Parquet in the
-    outbox; one whose files keep coming waits through a whole look and becomes one job with all of them; what is
-    submitted twice is one job. Prefect's own pages show the scheduled runs and the batch."""
+    outbox; one whose files keep coming waits through a whole look and becomes one job with all of them; what lies there
+    twice is one job. Prefect's own pages show the scheduled runs and the batch."""
     prefect = site.prefect
     inbox = prefect.get("/deployments/name/shuntserve-inbox/inbox")
     prefect.patch(f"/deployments/{inbox['id']}", {"parameters": {"quiet_s": UPLOAD_QUIET_S}})
-    site.drop("daily/a.parquet", rows(12))
-    site.drop("daily/b.parquet", [{**row, "request_id": f"b-{row['request_id']}"} for row in rows(12)])
-    site.bucket.put("inbox/daily/job.yaml", b"max_tokens: 40\n")
+    for name in ("daily", "again"):
+        site.drop(f"{name}/a.parquet", rows(12))
+        site.drop(f"{name}/b.parquet", [{**row, "request_id": f"b-{row['request_id']}"} for row in rows(12)])
+        site.bucket.put(f"inbox/{name}/job.yaml", b"max_tokens: 40\n")
 
     with Upload(site, "slowly") as upload:
         looked = until(
-            "a scheduled look that finds the marked submission and leaves the other",
+            "scheduled looks that start what is marked and leave the other",
             lambda: [
                 run
                 for run in prefect.flow_runs("shuntserve-inbox")
                 if run["auto_scheduled"] and "slowly (still being written)" in message_of(run)
+                if submissions(site, "daily") and submissions(site, "again")
             ],
         )
-    (batch,) = until("the batch of `daily`", lambda: submissions(site, "daily"))
-    ended = prefect.until(batch["id"], ENDED)
-    daily = site.job("daily")
-    site.drop("again/a.parquet", rows(12))
-    site.drop("again/b.parquet", [{**row, "request_id": f"b-{row['request_id']}"} for row in rows(12)])
-    site.bucket.put("inbox/again/job.yaml", b"max_tokens: 40\n")
-    (slow,) = until("the batch of `slowly`", lambda: submissions(site, "slowly"))
-    slow_ended = prefect.until(slow["id"], ENDED)
-    (again,) = until("the batch of `again`", lambda: submissions(site, "again"))
-    again_ended = prefect.until(again["id"], ENDED)
+    inbox_run(site, quiet_s=0.1)
+    batches = {name: submissions(site, name) for name in ("daily", "again", "slowly")}
+    ended = [prefect.until(runs[0]["id"], ENDED)["state_name"] for runs in batches.values()]
+    (daily,) = site.jobs("daily") + site.jobs("again")
     slowly = site.job("slowly")
 
-    assert "1 started" in looked[0]["state"]["message"]
-    assert [ended["state_name"], slow_ended["state_name"], again_ended["state_name"]] == ["Completed"] * 3
+    assert ended == ["Completed"] * 3
+    assert [len(runs) for runs in batches.values()] == [1, 1, 1]
     assert site.texts(daily).keys() == {f"{part}row-{index:03d}" for part in ("", "b-") for index in range(12)}
     assert len(site.texts(slowly)) == 4 * upload.files
-    assert (len(submissions(site, "daily")), len(submissions(site, "slowly"))) == (1, 1)
-    assert site.jobs("again") == [], "the same content in another folder is the same job"
 
-    artifacts = prefect.artifacts("shuntserve-daily-")
-    assert {key.removeprefix("shuntserve-daily-") for key in artifacts} >= {
+    name, _, _ = daily.rpartition("-")
+    artifacts = prefect.artifacts(f"shuntserve-{name}-")
+    assert {key.removeprefix(f"shuntserve-{name}-") for key in artifacts} >= {
         "progress",
         "plan",
         "cost",
         "report",
         "output",
     }
-    assert artifacts["shuntserve-daily-progress"]["data"] == 100
-    assert f"outbox/{daily}" in artifacts["shuntserve-daily-output"]["data"]
+    assert artifacts[f"shuntserve-{name}-progress"]["data"] == 100
+    assert f"outbox/{daily}" in artifacts[f"shuntserve-{name}-output"]["data"]
     events = {event["event"] for event in prefect.events("shuntserve.") if daily in json.dumps(event)}
     assert {"shuntserve.job.running", "shuntserve.job.ended", "shuntserve.node.ready"} <= events
 
     with visit(browser, f"{prefect.url}/deployments/deployment/{inbox['id']}") as page:
         page.page.get_by_text(looked[0]["name"]).first.wait_for(timeout=60_000)
-    with visit(browser, f"{prefect.url}/runs/flow-run/{batch['id']}", size=(1400, 900)) as page:
+    with visit(browser, f"{prefect.url}/runs/flow-run/{batches['daily'][0]['id']}", size=(1400, 900)) as page:
         page.page.get_by_text("Completed").first.wait_for(timeout=60_000)
         page.page.get_by_text("finalize").first.wait_for(timeout=60_000)
         picture = page.screenshot(site.directory / "prefect-run.png", whole=False)
@@ -132,14 +127,16 @@ def test_a_changed_submission_warns_and_a_rerun_is_another_job(site: FlowSite) -
     prefect = site.prefect
     site.drop("late/a.parquet", rows(6, 20))
     site.bucket.put("inbox/late/_READY", b"")
-    first = until("the first batch", lambda: submissions(site, "late"))
-    prefect.until(first[0]["id"], ENDED)
+    inbox_run(site)
+    (first,) = submissions(site, "late")
+    prefect.until(first["id"], ENDED)
     site.drop("late/z.parquet", [{**row, "request_id": f"z-{row['request_id']}"} for row in rows(6, 20)])
 
-    warning = until("a warning", lambda: prefect.artifacts("shuntserve-inbox-warnings"))
+    inbox_run(site, quiet_s=0.1)
+    warning = prefect.artifacts("shuntserve-inbox-warnings")
     rerun = inbox_run(site, rerun="late")
-    second = until("the second batch", lambda: submissions(site, "late")[1:])
-    ended = prefect.until(second[0]["id"], ENDED)
+    (_, second) = submissions(site, "late")
+    ended = prefect.until(second["id"], ENDED)
 
     assert "came later: late/z.parquet" in warning["shuntserve-inbox-warnings"]["data"]
     assert "1 started" in rerun["state"]["message"]
@@ -150,7 +147,7 @@ def test_a_changed_submission_warns_and_a_rerun_is_another_job(site: FlowSite) -
 
 def inbox_run(site: FlowSite, **parameters: Any) -> dict[str, Any]:
     """One look now, beside the scheduled ones."""
-    run = site.prefect.run("shuntserve-inbox/inbox", quiet_s=UPLOAD_QUIET_S, **parameters)
+    run = site.prefect.run("shuntserve-inbox/inbox", **{"quiet_s": UPLOAD_QUIET_S, **parameters})
     return site.prefect.until(run, ENDED)
 
 
