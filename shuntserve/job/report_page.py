@@ -10,12 +10,10 @@ from shuntserve import drawing
 from shuntserve.core.states import JobState
 from shuntserve.drawing import table
 from shuntserve.job import report_charts
-from shuntserve.job.report_charts import KIND_NAMES, Clock, Curve, Mark
+from shuntserve.job.report_charts import Clock, Curve, Mark
+from shuntserve.job.report_machines import interruptions, note, plan_table, section, words_of
 from shuntserve.readable import compact, duration, moment, share, size, usd
 
-_LISTED = 200
-"""Interruptions in the page's table; `report.json` has more."""
-_LANES = 40
 _LEAST_CHART_S = 1.0
 
 _STATES = {
@@ -56,12 +54,12 @@ Json = Mapping[str, Any]
 def render(report: Json) -> str:
     """The page of a `report.json`."""
     clock = Clock(max(_LEAST_CHART_S, report["time"]["elapsed_s"]), report["throughput"]["bin_s"])
-    marks = [Mark(one["at_s"], one["kind"], _words(one)) for one in report["interruptions"]["listed"]]
+    marks = [Mark(one["at_s"], one["kind"], words_of(one)) for one in report["interruptions"]["listed"]]
     sections = [
         _throughput(report, clock, marks),
         _phases(report, clock),
-        _interruptions(report, clock, marks),
-        _plan(report),
+        interruptions(report, clock, marks),
+        plan_table(report),
         f'<div class="pair">{_rows(report)}{_tokens(report)}</div>',
         _cost(report),
         _outputs(report),
@@ -70,15 +68,6 @@ def render(report: Json) -> str:
     name = report["job"]["name"] or report["job"]["id"]
     body = f"{_head(report, name)}\n<main>\n" + "\n".join(part for part in sections if part) + "\n</main>"
     return drawing.page(f"{name}: report", body, report_charts.STYLE + _STYLE)
-
-
-def _section(title: str, *parts: str) -> str:
-    slug = title.lower().replace(" ", "-")
-    return f'<section aria-labelledby="{slug}"><h2 id="{slug}">{escape(title)}</h2>{"".join(parts)}</section>'
-
-
-def _note(words: str) -> str:
-    return f'<p class="note">{escape(words)}</p>'
 
 
 def _facts_list(facts: Sequence[tuple[str, str]]) -> str:
@@ -152,12 +141,14 @@ def _throughput(report: Json, clock: Clock, marks: Sequence[Mark]) -> str:
         curves.append((Curve("dollars spent", series["spent_usd"], "--two", lambda value: f"${compact(value)}"), False))
     last = curves[-1][0]
     charts = [report_charts.chart(clock, curve, marks, tall=tall, axis=tall or curve is last) for curve, tall in curves]
-    note = f"Time since {moment(report['time']['began_unix_s'])}; each point is the mean of {duration(speed['bin_s'])}."
+    words = (
+        f"Time since {moment(report['time']['began_unix_s'])}; each point is the mean of {duration(speed['bin_s'])}."
+    )
     if marks:
-        note += " Dashed lines are interruptions."
-    return _section(
+        words += " Dashed lines are interruptions."
+    return section(
         "Throughput",
-        _note(note),
+        note(words),
         report_charts.keys_of(report["interruptions"]["by_kind"]),
         *charts,
         _series_table(report),
@@ -188,97 +179,7 @@ def _phases(report: Json, clock: Clock) -> str:
     time = report["time"]
     if not time["phases"]:
         return ""
-    return _section("Time per phase", report_charts.phase_strip(clock, time["phases"], time["unattended_s"]))
-
-
-# -- interruptions and machines ----------------------------------------------------------------------------------------
-
-
-def _words(one: Json) -> str:
-    where = one["node"] or (f"worker {one['worker'][:8]}" if one["worker"] else "")
-    parts = [KIND_NAMES.get(one["kind"], one["kind"]), where, one["detail"]]
-    return f"{duration(one['at_s'])}: " + ", ".join(part for part in parts if part)
-
-
-def _where(one: Json) -> str:
-    name = one["node"] or (one["worker"] or "")[:8]
-    return f'<code class="id">{escape(name)}</code> <span class="detail">{escape(one["detail"])}</span>'
-
-
-def _interruptions(report: Json, clock: Clock, marks: Sequence[Mark]) -> str:
-    found, machines = report["interruptions"], report["machines"]
-    listed = found["listed"]
-    parts = []
-    if not found["total"] and not found["unseen"]:
-        parts.append(_note("Nothing was interrupted."))
-    if found["unseen"]:
-        parts.append(_note(f"{found['unseen']:,} more happened while nobody watched; when is not known."))
-    parts += _lanes(machines, listed, clock, marks)
-    if listed:
-        rows = [
-            (
-                escape(duration(one["at_s"])),
-                f'<span class="key {escape(one["kind"])}"></span>{escape(KIND_NAMES.get(one["kind"], one["kind"]))}',
-                _where(one),
-                escape(one["time"]),
-            )
-            for one in listed[:_LISTED]
-        ]
-        parts.append(f'<div class="happened">{table(("after", "what", "where", "time"), rows)}</div>')
-        if found["total"] > len(rows):
-            parts.append(_note(f"{found['total'] - len(rows):,} more are in report.json or were only counted."))
-    kind = "node" if any(one["kind"] == "node" for one in machines["lanes"]) else "worker"
-    return _section("Machines and interruptions" if kind == "node" else "Workers and interruptions", *parts)
-
-
-def _plan(report: Json) -> str:
-    plan = report["plan"]
-    if plan is None:
-        return ""
-    rows = [
-        (
-            f"<code>{escape(str(pipeline['id']))}</code>",
-            f"{pipeline['generation']:,}",
-            " → ".join(_stage(stage) for stage in pipeline["stages"]),
-        )
-        for pipeline in plan["pipelines"][:_LANES]
-    ]
-    note = f"Plan {plan['number']:,}, the newest of {plan['plans']:,} that ran anything."
-    if len(plan["pipelines"]) > len(rows):
-        note += f" {len(plan['pipelines']) - len(rows):,} more pipelines are in report.json."
-    return _section("Plan", _note(note), table(("pipeline", "generation", "stages"), rows, numeric=(1,)))
-
-
-def _stage(stage: Json) -> str:
-    layers = "all layers" if stage["layers"] is None else f"layers {stage['layers'][0]}–{stage['layers'][1] - 1}"
-    tp = f", TP {stage['tp']}" if stage["tp"] > 1 else ""
-    return f"<code>{escape(stage['node'])}</code> ({layers}{tp})"
-
-
-def _lanes(machines: Json, listed: Sequence[Json], clock: Clock, marks: Sequence[Mark]) -> list[str]:
-    lanes = [one for one in machines["lanes"] if one["begin_s"] is not None][:_LANES]
-    drawn = []
-    for one in lanes:
-        mine = [
-            mark
-            for mark, event in zip(marks, listed, strict=True)
-            if one["id"] in (event["node"] if one["kind"] == "node" else event["worker"], event["node"])
-        ]
-        end_s = one["end_s"] if one["end_s"] is not None else clock.length_s
-        lived = f"{duration(max(0.0, end_s - one['begin_s']))}, {one['state']}"
-        if one["kind"] == "node":
-            words = f"{one['id']}: {lived}, {usd(one['usd_per_h'])}/h, {one['tokens']:,} tokens"
-            who = f"<code>{escape(one['id'])}</code> {escape(one['place'])}"
-        else:
-            words = f"{one['id'][:8]}: {lived}, {one['rows']:,} rows, {one['tokens']:,} tokens"
-            who = f"<code>{escape(one['id'][:8])}</code> {escape(one['place'])}"
-        drawn.append(report_charts.lane(clock, who, one["begin_s"], end_s, one["end_s"] is not None, words, mine))
-    if not drawn:
-        return []
-    drawn.append(f'<div class="lane lane-axis"><span class="who"></span><div class="axis">{clock.axis()}</div></div>')
-    if machines["total"] > len(lanes):
-        drawn.append(_note(f"and {machines['total'] - len(lanes):,} more"))
-    return ["".join(drawn)]
+    return section("Time per phase", report_charts.phase_strip(clock, time["phases"], time["unattended_s"]))
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
@@ -298,7 +199,7 @@ def _rows(report: Json) -> str:
             for one in rows["by_code"]
         ]
         parts.append(table(("reject code", "rows", "of all rows"), lines, numeric=(1, 2)))
-    return _section("Rows", *parts)
+    return section("Rows", *parts)
 
 
 def _shares(shares: Sequence[tuple[str, int, str]], words: str) -> str:
@@ -324,10 +225,10 @@ def _tokens(report: Json) -> str:
     again, bar = tokens["regenerated"], ""
     if again is not None and tokens["kept"] + again > 0:
         words = f"{tokens['kept']:,} tokens kept through interruptions, {again:,} generated again"
-        bar = _note("Tokens that interruptions put at stake:") + _shares(
+        bar = note("Tokens that interruptions put at stake:") + _shares(
             [("kept", tokens["kept"], "--three"), ("generated again", again, "--bad")], words
         )
-    return _section("Tokens", bar, _facts_list([(name, escape(words)) for name, words in facts]))
+    return section("Tokens", bar, _facts_list([(name, escape(words)) for name, words in facts]))
 
 
 def _cost(report: Json) -> str:
@@ -358,7 +259,7 @@ def _cost(report: Json) -> str:
     if cost["by_pool"]:
         lines = [(escape(one["pool"]), f"{one['hours']:,.2f}", escape(usd(one["usd"]))) for one in cost["by_pool"]]
         parts.append(table(("pool", "machine hours", "cost"), lines, numeric=(1, 2)))
-    return _section("Cost", *parts)
+    return section("Cost", *parts)
 
 
 # -- output ------------------------------------------------------------------------------------------------------------
@@ -384,8 +285,8 @@ def _outputs(report: Json) -> str:
         ]
         parts.append(table(("file", "rows", "size"), lines, numeric=(1, 2)))
         if outputs["files"] > len(files):
-            parts.append(_note(f"and {outputs['files'] - len(files):,} more, all named in _manifest.json"))
-    return _section("Output", *parts)
+            parts.append(note(f"and {outputs['files'] - len(files):,} more, all named in _manifest.json"))
+    return section("Output", *parts)
 
 
 def _facts(report: Json) -> str:
@@ -399,4 +300,4 @@ def _facts(report: Json) -> str:
     ]
     if job.get("parent"):
         facts.append(("retry of", f"<code>{escape(job['parent'])}</code>"))
-    return _section("Made with", _facts_list(facts))
+    return section("Made with", _facts_list(facts))
