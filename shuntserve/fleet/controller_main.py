@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,10 +31,9 @@ from shuntserve.job.adjust import current_job
 from shuntserve.job.carried import carried_type
 from shuntserve.job.final import Final, load_final
 from shuntserve.job.finalize import finalize
-from shuntserve.job.fleet_records import LaunchRecord
 from shuntserve.job.ingest import ingest
 from shuntserve.job.local import LocalWorkers
-from shuntserve.job.report import Costs, PoolCost, write_report
+from shuntserve.job.report import costs_of, write_report
 from shuntserve.job.run import NO_ENGINE, RunRequest, output_place, worker_plan
 from shuntserve.job.worker_main import monotonic_s
 from shuntserve.metrics import Metrics, serve_if_asked, tell_controller
@@ -66,7 +64,7 @@ def work_of(request: RunRequest, bucket: Bucket, job_id: str) -> Work:
         url = output_place(bucket, job).url
         proposal = fleet_records.read(bucket, keys.proposal(job_id)) or {}
         predicted = (proposal.get("prediction") or {}).get("usd_at_most")
-        costs = costs_of(list(launches), predicted, now_unix_s)
+        costs = costs_of(list(launches), now_unix_s, predicted)
         write_report(bucket, job, manifest, final, costs, now_unix_s=now_unix_s, output_url=url)
 
     def prediction(job: ResolvedJob, manifest: Manifest, wants: tuple[Want, ...]) -> Prediction | None:
@@ -79,25 +77,6 @@ def work_of(request: RunRequest, bucket: Bucket, job_id: str) -> Work:
         report=report,
         predict=prediction,
         closer=closer,
-    )
-
-
-def costs_of(launches: Sequence[LaunchRecord], predicted_usd: float | None, now_unix_s: float) -> Costs:
-    """What a job's machines have cost, pool by pool, and what they would have cost on demand where that is known."""
-    by_pool: dict[str, tuple[float, float]] = {}
-    on_demand_usd: float | None = 0.0
-    for launch in launches:
-        hours, usd = by_pool.get(launch.pool, (0.0, 0.0))
-        by_pool[launch.pool] = (hours + launch.hours(now_unix_s), usd + launch.usd(now_unix_s))
-        if on_demand_usd is not None and launch.on_demand_usd_per_h is not None:
-            on_demand_usd += launch.on_demand_usd_per_h * launch.hours(now_unix_s)
-        else:
-            on_demand_usd = None
-    return Costs(
-        spent_usd=sum(usd for _, usd in by_pool.values()),
-        on_demand_usd=on_demand_usd,
-        predicted_usd=predicted_usd,
-        by_pool=tuple(PoolCost(pool, hours, usd) for pool, (hours, usd) in by_pool.items()),
     )
 
 
