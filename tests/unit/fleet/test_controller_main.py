@@ -15,10 +15,11 @@ from shuntserve.cli.app import build_app
 from shuntserve.core.states import JobState, RowCounts, StopCode
 from shuntserve.errors import Corrupt, InvalidInput, ShuntServeError
 from shuntserve.fleet.controller import on_a_thread
-from shuntserve.fleet.controller_main import _goes_on, command, costs_of
+from shuntserve.fleet.controller_main import _goes_on, command
 from shuntserve.job import control, final
 from shuntserve.job.final import Final, Totals
 from shuntserve.job.fleet_records import LaunchRecord
+from shuntserve.job.report import costs_of
 from shuntserve.job.run import RunRequest
 from shuntserve.job.submission import submit_resolved
 from shuntserve.store import keys
@@ -94,12 +95,15 @@ def launch(pool: str, hours: float, usd_per_h: float, on_demand: float | None) -
 def test_costs_are_summed_by_pool() -> None:
     """Each machine from its launch to its end; on demand as far as known of all of them."""
     known = [launch("a", 2, 1.0, 3.0), launch("a", 1, 1.0, 3.0), launch("b", 0.5, 4.0, 6.0)]
-    costs = costs_of(known, 9.0, 1e9)
-    unknown = costs_of([*known, launch("b", 1, 4.0, None)], None, 1e9)
+    costs = costs_of(known, 1e9, 9.0)
+    unknown = costs_of([*known, launch("b", 1, 4.0, None)], 1e9)
 
+    assert costs is not None
+    assert unknown is not None
     assert (costs.spent_usd, costs.on_demand_usd, costs.predicted_usd) == (5.0, 12.0, 9.0)
     assert [(one.pool, one.hours, one.usd) for one in costs.by_pool] == [("a", 3.0, 3.0), ("b", 0.5, 2.0)]
     assert (unknown.spent_usd, unknown.on_demand_usd) == (9.0, None)
+    assert costs_of([], 1e9) is None
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------
