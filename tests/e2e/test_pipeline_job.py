@@ -30,6 +30,7 @@ from shuntserve.sim.tiny_model import TinyModel, write_tiny_model
 from shuntserve.store.open import open_bucket
 from tests.support.netns import Hosts, hosts
 from tests.support.pipelines import worker_of
+from tests.support.vllm_driver import START_TIMEOUT_S
 
 __all__ = ["hosts"]
 
@@ -121,14 +122,14 @@ def test_a_job_survives_the_loss_of_a_stage_with_the_same_text(hosts: Hosts, tmp
     rendezvous_path = tmp_path / "rendezvous.json"
     with hosts.inside("a"):
         leader = job.worker("leader", pipeline=leader_options(TOPOLOGY, "g", hosts.addresses["a"], rendezvous_path))
-    wait_until(rendezvous_path.exists, 60, "the rendezvous")
+    wait_until(rendezvous_path.exists, START_TIMEOUT_S, "the rendezvous")
     rendezvous = Rendezvous.from_json(rendezvous_path.read_text())
     node = NodeProcess(rendezvous, 1, hosts.addresses["b"], tmp_path, options={"cpu_threads": 1})
     workers = [alone, leader]
     try:
         with hosts.inside("b"):
             node.start()
-        wait_until(lambda: job.durable_tokens() > 200, 120, "the first checkpoint")
+        wait_until(lambda: job.durable_tokens() > 200, START_TIMEOUT_S, "the first checkpoint")
 
         struck_s = time.monotonic()
         os.kill(worker_of(node.process_ids), signal.SIGKILL)
