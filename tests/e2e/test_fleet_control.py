@@ -62,7 +62,7 @@ def test_a_job_paused_and_resumed_in_every_phase_ends_exact(trial: FleetTrial) -
     assert status.snapshot.tokens_regenerated == 0, "a pause makes everything durable"
 
     job.go_on()
-    job.generating()
+    job.wait_for(lambda status: status.live_workers > 0)  # no later: on a busy machine the job would end meanwhile
     assert job.command("pause").returncode == 0
     job.go_on()  # in the middle of draining
     status = job.ended()
