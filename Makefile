@@ -35,7 +35,7 @@ format: setup ## format and fix what can be fixed by itself
 	@.venv/bin/ruff check --fix .
 
 bench: setup ## measurements, as JSON lines (minutes)
-	@for program in ingest overhead store; do $(PY) tests/bench/$$program.py --json || exit 1; done
+	@for program in ingest overhead store hetero; do $(PY) tests/bench/$$program.py --json || exit 1; done
 	@$(PY) tests/bench/planner.py --json --quick
 
 # Locks name packages and versions only: no path, no index. They hold for Linux and macOS, Python 3.11 to 3.13.
