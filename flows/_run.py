@@ -28,7 +28,7 @@ class ThisRun:
     as_of: datetime
     job_id: str | None
     again: bool
-    can_be_suspended: bool
+    can_be_paused: bool
 
 
 def this_run(as_of: datetime | None) -> ThisRun:
@@ -55,7 +55,7 @@ def this_run(as_of: datetime | None) -> ThisRun:
 
 
 def lost(states: Iterable[StateType]) -> bool:
-    """Whether the run's last process crashed, as against one that ended, was suspended or never was."""
+    """Whether the run's last process crashed, as against one that ended, was paused or never was."""
     endings = {StateType.CRASHED, StateType.FAILED, StateType.PAUSED, StateType.CANCELLED, StateType.COMPLETED}
     return next((state for state in reversed(list(states)) if state in endings), None) == StateType.CRASHED
 

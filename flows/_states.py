@@ -8,13 +8,13 @@
     PARTIAL, out of budget                                 4           Failed, named OutOfBudget
     PARTIAL, past its deadline                             5           Failed, named PastDeadline
     FAILED (not one row has output)                        1 or 3      Failed
-    paused by its rejects                                  3           Suspended, or Failed named PausedByRejects
-    paused by cut-off outputs                              3           Suspended, or Failed named PausedByLength
-    paused because no engine or machine works              1           Suspended, or Failed named PausedByEngine
-    paused on request, or drained                          130         Suspended, or Failed named Paused
+    paused by its rejects                                  3           Paused, or Failed named PausedByRejects
+    paused by cut-off outputs                              3           Paused, or Failed named PausedByLength
+    paused because no engine or machine works              1           Paused, or Failed named PausedByEngine
+    paused on request, or drained                          130         Paused, or Failed named Paused
 
 Green means that every row has ended and rejects are within what the user accepts. A flow run that has no deployment
-cannot be suspended: it fails, and running it again resumes the job.
+cannot be paused: it fails, and running it again resumes the job.
 """
 
 from __future__ import annotations
@@ -71,5 +71,5 @@ def ending(state: str, exit_code: int | None, stopped_by: str | None = None) -> 
 
 
 def paused_ending(pause: str | None) -> Ending:
-    """How a flow run ends whose job is paused, where it cannot be suspended."""
+    """How a flow run ends whose job is paused, where it cannot be paused."""
     return Ending(StateType.FAILED, _BY_PAUSE.get(read_pause(pause or ""), "Paused"))

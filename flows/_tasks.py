@@ -10,7 +10,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, TaskRun
-from prefect.flow_runs import suspend_flow_run
+from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.states import State
@@ -33,6 +33,9 @@ from shuntserve.settings import settings
 
 AWAITING_APPROVAL = "AWAITING_APPROVAL"
 BEFORE_INGEST = ("SUBMITTED", "INGESTING")
+ASK_AGAIN_S = 5
+"""A paused run keeps its process, which asks Prefect so often whether somebody has answered."""
+LONGEST_PAUSE_S = 30 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +101,16 @@ def ingest(watch: Watch) -> Status:
 
 
 def approve(run: ThisRun, watch: Watch, timeout_s: float) -> None:
-    """Where the plan waits for somebody, suspend the run and ask; what they say is passed on."""
+    """Where the plan waits for somebody, pause the run and ask; what they say is passed on."""
     status = watch.until(lambda status: status["state"] not in BEFORE_INGEST)
     if status["state"] != AWAITING_APPROVAL:
         return
-    if not run.can_be_suspended:
+    if not run.can_be_paused:
         get_run_logger().warning("job %s waits for approval: %s", status["id"], status["next_step"])
         return
     asked = Approval.with_initial_data(description=_tables.proposal_text(status))
-    answer = suspend_flow_run(wait_for_input=asked, timeout=int(timeout_s), key=f"approval-{watch.job.job_id}")
+    key = f"approval-{watch.job.job_id}"
+    answer = pause_flow_run(wait_for_input=asked, timeout=int(timeout_s), poll_interval=ASK_AGAIN_S, key=key)
     job: Any = watch.job
     if answer.approve:
         job.approve(by=answer.by or "a Prefect user")
@@ -115,14 +119,15 @@ def approve(run: ThisRun, watch: Watch, timeout_s: float) -> None:
 
 
 def run_to_end(run: ThisRun, watch: Watch) -> Status:
-    """Watch until the job has ended. When it pauses, suspend the run; resumed, it resumes the job."""
+    """Watch until the job has ended. When it pauses, pause the run; resumed, it resumes the job."""
     while True:
         status = work(watch)
-        if status["state"] != PAUSED or not run.can_be_suspended:
+        if status["state"] != PAUSED or not run.can_be_paused:
             return status
         text = f"Job {status['id']} is paused ({status['pause']}). {status['next_step']}"
         asked = Resumption.with_initial_data(description=text)
-        answer = suspend_flow_run(wait_for_input=asked, timeout=30 * 86400, key=_pause_key(status))
+        key = _pause_key(status)
+        answer = pause_flow_run(wait_for_input=asked, timeout=LONGEST_PAUSE_S, poll_interval=ASK_AGAIN_S, key=key)
         job: Any = watch.job
         job.resume(**{name: value for name, value in answer.model_dump().items() if value is not None})
 

@@ -1,7 +1,7 @@
 """The deployment `shuntserve-batch`: one job from prompts to answers.
 
 Its tasks start the job's controller and watch it; none does the work. So a flow run that dies loses nothing: run again
-it finds its job. A job that pauses, or waits for approval, suspends the run; resuming the run resumes the job.
+it finds its job. A job that pauses, or waits for approval, pauses the run; resuming the run resumes the job.
 """
 
 from __future__ import annotations

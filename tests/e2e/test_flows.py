@@ -165,7 +165,7 @@ def test_automations_are_files_that_prefect_takes_as_they_are(site: FlowSite, na
 
 
 def test_ends_pauses_and_questions(site: FlowSite) -> None:
-    """Each in its own run, all at once: all rows rejected is not green; a job over its limit suspends the run, which
+    """Each in its own run, all at once: all rows rejected is not green; a job over its limit pauses the run, which
     resumed with another limit finishes it; a plan waits for a person, whose yes lets it run and whose no cancels it;
     cancelling a run cancels its job, and what is committed stays."""
     prefect = site.prefect
@@ -178,7 +178,7 @@ def test_ends_pauses_and_questions(site: FlowSite) -> None:
     assert prefect.until(rejected, ENDED)["state_name"] == "Failed"
     cancelled = site.batch("cancelled", rows(400, 200))
     for run in (limited, approved, denied):
-        assert prefect.until(run, ("Suspended", *ENDED))["state_name"] == "Suspended"
+        assert prefect.until(run, ("Paused", *ENDED))["state_name"] == "Paused"
     prefect.post(f"/flow_runs/{limited}/resume", {"run_input": {"max_reject_fraction": 1}})
     prefect.post(f"/flow_runs/{approved}/resume", {"run_input": {"approve": True, "by": "alice"}})
     prefect.post(f"/flow_runs/{denied}/resume", {"run_input": {"approve": False}})

@@ -55,7 +55,7 @@ PAUSES = [
 
 @pytest.mark.parametrize(("pause", "exit_code", "name"), PAUSES)
 def test_pauses(pause: Pause, exit_code: int, name: str) -> None:
-    """A paused job's run, where it cannot be suspended, is red and says which pause it is."""
+    """A paused job's run, where it cannot be paused, is red and says which pause it is."""
     end = paused_ending(str(pause))
 
     assert paused_exit_code(pause) == exit_code
