@@ -476,7 +476,7 @@ MUTANTS = (
     _mutant(
         "kills count",
         "only crashes of the engine itself count",
-        {LONELY},
+        {LONELY, APART},
         replace(BISECTION, unlucky=0, kills=2, kills_are_reported=True),
         "poison",
     ),
