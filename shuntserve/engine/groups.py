@@ -69,13 +69,13 @@ class StageChain(GroupCoordinator):
         return self._receiver.receive()
 
     def send_tensor_dict(self, *args: Any, **keywords: Any) -> Any:
-        raise NotImplementedError("stages send asynchronously")
+        raise RuntimeError("stages send asynchronously: vLLM has another way than the one it was checked for")
 
     def recv_tensor_dict(self, *args: Any, **keywords: Any) -> Any:
-        raise NotImplementedError("stages receive asynchronously")
+        raise RuntimeError("stages receive asynchronously: vLLM has another way than the one it was checked for")
 
     def broadcast_tensor_dict(self, *args: Any, **keywords: Any) -> Any:
-        raise NotImplementedError("stages share nothing but activations and sampled tokens")
+        raise RuntimeError("stages share nothing but activations and sampled tokens")
 
 
 def _crossings(topology: PipelineTopology, stages: Sequence[Sequence[int]], flows: int) -> list[Crossing]:

@@ -101,7 +101,7 @@ by_name = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: sc
 
 
 def bucket_on(server: ScriptedS3, rule: Settle = settle) -> ObstoreBucket:
-    bucket = open_bucket(f"s3://{BUCKET}/root", s3=server.options, patience=PATIENCE)
+    bucket = open_bucket(f"s3://{BUCKET}/prefix", s3=server.options, patience=PATIENCE)
     assert isinstance(bucket, ObstoreBucket)
     bucket._rule = rule
     return bucket
@@ -122,7 +122,7 @@ def test_create_is_true_exactly_when_the_stored_bytes_are_ours(scenario: Scenari
     answer, server = play(scenario)
 
     assert answer is scenario.answer
-    stored = server.objects.get("root/claims/1")
+    stored = server.objects.get("prefix/claims/1")
     if answer is not None:
         assert answer == (stored == MINE)
         assert stored in (MINE, RIVAL)
@@ -197,7 +197,7 @@ def test_scenarios_convict_every_weaker_rule(rule: Settle, betrayed_by: set[str]
             answer, server = play(scenario, rule)
         except InvalidInput:
             continue
-        honest = answer is None or answer == (server.objects.get("root/claims/1") == MINE)
+        honest = answer is None or answer == (server.objects.get("prefix/claims/1") == MINE)
         assert not honest or answer is not scenario.answer, scenario.name
 
 
@@ -215,7 +215,7 @@ def test_a_store_that_is_down_ends_in_unavailable_in_bounded_time(always: Act) -
     one_verb_s = PATIENCE.retry_within_s + PATIENCE.backoff_most_s + PATIENCE.quick_request_s
     with ScriptedS3(always_put=always) as server:
         begun_s = time.monotonic()
-        with pytest.raises(Unavailable, match=f"s3://{BUCKET}/root/k"):
+        with pytest.raises(Unavailable, match=f"s3://{BUCKET}/prefix/k"):
             bucket_on(server).create("k", MINE)
         took_s = time.monotonic() - begun_s
 
@@ -285,7 +285,7 @@ def test_after_unavailable_the_same_create_may_be_repeated() -> None:
         bucket = bucket_on(server)
         with pytest.raises(Unavailable):
             bucket.create("k", MINE)
-        assert server.objects == {"root/k": MINE}
+        assert server.objects == {"prefix/k": MINE}
 
         assert bucket.create("k", MINE)
         assert not bucket.create("k", RIVAL)
